@@ -1,0 +1,335 @@
+"""What `bundle.json` says: names, sizes, classes, files and measured results of one exported model.
+
+A bundle is a folder that travels to the device; `bundle.json` in it is the only place from which
+a runtime takes input size, normalisation, classes and palette. The file may come from anywhere,
+so every field is checked before it is used, and no name in it can lead out of the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, Literal, Optional, Tuple, Union
+
+from engines.bundle_fields import EXPORT_AGAIN, FILE_NAME, MAX_JSON_BYTES, Field, field_from_json
+from engines.errors import BundleError, OutputError
+from engines.resize import ResizeRule
+
+FORMAT = "riceseg-bundle"
+FORMAT_VERSION = 1
+
+# Labels are uint8 and 255 means "ignore", so indices 0..254 are left for classes.
+MAX_OUTPUTS = 255
+MAX_SIDE = 16_384
+MAX_CHANNELS = 64
+MAX_BATCH = 4_096
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the graph comes from. `parameters` counts scalars; `source` names the key layout."""
+
+    architecture: str
+    variant: str
+    head: Optional[str]
+    head_channels: Optional[int]
+    in_channels: int
+    num_outputs: int
+    parameters: int
+    source: str
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """The weights the bundle was made from: a file name (not a path in the bundle) and its hash."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The graph's input, (N, H, W, C) uint8, and how an image of any size becomes one.
+
+    `hw` is in pixels; `mean` and `std` are in units of 0..255 and are applied inside the graph;
+    `batch` is (smallest, usual, largest).
+    """
+
+    name: str
+    hw: Tuple[int, int]
+    channels: int
+    channel_order: str
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+    resize: Literal["stretch", "letterbox"]
+    batch: Tuple[int, int, int]
+
+    @property
+    def pad_value(self) -> Tuple[int, ...]:
+        """The uint8 nearest to `mean` per channel: padding that is about 0 once normalised."""
+        return tuple(min(255, max(0, math.floor(value + 0.5))) for value in self.mean)
+
+    @property
+    def rule(self) -> ResizeRule:
+        """The resize rule as an object."""
+        return ResizeRule(self.resize)
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file of the bundle: POSIX path relative to the folder, SHA-256 (hex) and size."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Loss of mIoU against PyTorch, in percentage points, and whether it is within the limit."""
+
+    max_drop: float
+    drop: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The fields of `bundle.json`, in its order.
+
+    `classes` names the first outputs (0..len-1), `palette` has one RGB triple for each of them.
+    `test_mode`, `calibration` and `parity` are records that are carried along, not interpreted
+    here, except for `test_mode["mode"]`. Dictionaries must not be changed by the reader.
+    """
+
+    name: str
+    created: str
+    model: ModelInfo
+    checkpoint: CheckpointInfo
+    input: InputSpec
+    outputs: Tuple[str, ...]
+    classes: Tuple[str, ...]
+    palette: Tuple[Tuple[int, int, int], ...]
+    num_outputs: int
+    reduce_zero_label: bool
+    test_mode: Dict[str, Any]
+    opset: int
+    files: Dict[str, FileInfo]
+    calibration: Optional[Dict[str, Any]]
+    parity: Optional[Dict[str, Any]]
+    report: Optional[str]
+    gate: Optional[Gate]
+    warnings: Tuple[str, ...]
+    versions: Dict[str, str]
+
+
+def bundle_from_folder(folder: Union[str, os.PathLike[str]]) -> Bundle:
+    """Read and check `folder/bundle.json`.
+
+    Guarantees on return: every field has its documented type and range, the numbers agree with
+    each other, and every file named in `files` and `report` is a regular file inside the folder
+    (symbolic links followed) with the recorded size. Hashes are not computed here.
+    Raises BundleError for everything else, whatever the file contains.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise BundleError(
+            f"{str(root)!r}, which is not a folder",
+            expected=f"a bundle: a folder with {FILE_NAME} in it",
+            do="give the folder that the export wrote",
+        )
+    bundle = _bundle_from_bytes(_json_bytes(bundle_path(root, FILE_NAME)))
+    for info in bundle.files.values():
+        size = bundle_path(root, info.file).stat().st_size
+        if size != info.bytes:
+            raise BundleError(
+                f"{info.file!r} of {size} bytes",
+                expected=f"{info.bytes} bytes, as {FILE_NAME} says",
+                do=EXPORT_AGAIN,
+            )
+    if bundle.report is not None:
+        bundle_path(root, bundle.report)
+    return bundle
+
+
+def write_bundle_json(bundle: Bundle, folder: Union[str, os.PathLike[str]]) -> Path:
+    """Write `folder/bundle.json` (UTF-8) in one step, replacing an older one; returns its path.
+
+    The text is read back before it takes the name, so that what was written can be opened.
+    Raises BundleError when a field is not valid and OutputError when the folder takes no file;
+    in both cases an older bundle.json stays as it was. The files it names are not looked at.
+    """
+    try:
+        document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(bundle)}
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)
+        data = (text + "\n").encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BundleError(
+            f"a record that JSON cannot hold ({error})",
+            expected="finite numbers, text, lists and dictionaries",
+            do="replace the value, for example NaN by None",
+        ) from error
+    _bundle_from_bytes(data)
+    path = Path(folder) / FILE_NAME
+    temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
+        raise OutputError(
+            f"{str(path)!r}: {error.strerror}",
+            expected="a folder that can be written to",
+            do="check that it exists, its permissions and the free space",
+        ) from error
+    return path
+
+
+def bundle_path(folder: Union[str, os.PathLike[str]], file: str) -> Path:
+    """Path of a file that a bundle names; BundleError unless it is a regular file in the folder."""
+    root = Path(folder)
+    try:
+        real_root, real = os.path.realpath(root), os.path.realpath(root / file)
+        inside = os.path.commonpath([real_root, real]) == real_root
+        regular = stat.S_ISREG(os.stat(real).st_mode)
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"no readable file {file!r} in {str(root)!r} ({error})",
+            expected="every file of the bundle beside its bundle.json",
+            do=EXPORT_AGAIN,
+        ) from error
+    if not (inside and regular):
+        problem = "which leads out of the folder" if not inside else "which is not a regular file"
+        raise BundleError(
+            f"{file!r} in {str(root)!r}, {problem}",
+            expected="a file inside the bundle",
+            do=EXPORT_AGAIN,
+        )
+    return root / file
+
+
+def _json_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise BundleError(
+            f"{str(path)!r}: {error.strerror}",
+            expected="a readable file",
+            do="check its permissions",
+        ) from error
+
+
+def _bundle_from_bytes(data: bytes) -> Bundle:
+    root = field_from_json(data)
+    root["format"].one_of(FORMAT)
+    if root["format_version"].integer(1, 1_000_000) != FORMAT_VERSION:
+        raise BundleError(
+            f"a bundle of format version {root['format_version'].value}",
+            expected=f"format version {FORMAT_VERSION}",
+            do="install a newer riceseg, or export the model again",
+        )
+    return _bundle_from_field(root)
+
+
+def _bundle_from_field(root: Field) -> Bundle:
+    num_outputs = root["num_outputs"].integer(1, MAX_OUTPUTS)
+    classes = tuple(entry.text() for entry in root["classes"].entries(1, num_outputs))
+    palette = root["palette"].entries(len(classes), len(classes))
+    outputs = tuple(entry.one_of("labels", "logits") for entry in root["outputs"].entries(1, 2))
+    bundle = Bundle(
+        name=root["name"].text(),
+        created=root["created"].text(),
+        model=_model_from_field(root["model"]),
+        checkpoint=CheckpointInfo(
+            file=root["checkpoint"]["file"].text(), sha256=root["checkpoint"]["sha256"].sha256()
+        ),
+        input=_input_from_field(root["input"]),
+        outputs=outputs,
+        classes=classes,
+        palette=tuple(_rgb_from_field(entry) for entry in palette),
+        num_outputs=num_outputs,
+        reduce_zero_label=root["reduce_zero_label"].flag(),
+        test_mode=root["test_mode"].record(),
+        opset=root["opset"].integer(1, 1_000),
+        files=_files_from_field(root["files"]),
+        calibration=root["calibration"].or_none(Field.record),
+        parity=root["parity"].or_none(Field.record),
+        report=root["report"].or_none(Field.relative_path),
+        gate=root["gate"].or_none(_gate_from_field),
+        warnings=tuple(w.text(10_000) for w in root["warnings"].entries(0, 1_000)),
+        versions={key: root["versions"][key].text() for key in root["versions"].record()},
+    )
+    root["test_mode"]["mode"].text()
+    if bundle.model.in_channels != bundle.input.channels:
+        raise root["input"]["channels"].refused(f"{bundle.model.in_channels}, as the model takes")
+    if bundle.model.num_outputs != num_outputs:
+        raise root["num_outputs"].refused(f"{bundle.model.num_outputs}, as the model gives")
+    return bundle
+
+
+def _model_from_field(field: Field) -> ModelInfo:
+    return ModelInfo(
+        architecture=field["architecture"].text(),
+        variant=field["variant"].text(),
+        head=field["head"].or_none(Field.text),
+        head_channels=field["head_channels"].or_none(lambda f: f.integer(1, 1_000_000)),
+        in_channels=field["in_channels"].integer(1, MAX_CHANNELS),
+        num_outputs=field["num_outputs"].integer(1, MAX_OUTPUTS),
+        parameters=field["parameters"].integer(0, 10**15),
+        source=field["source"].text(),
+    )
+
+
+def _input_from_field(field: Field) -> InputSpec:
+    channels = field["channels"].integer(1, MAX_CHANNELS)
+    height, width = (side.integer(1, MAX_SIDE) for side in field["hw"].entries(2, 2))
+    low, usual, high = (size.integer(1, MAX_BATCH) for size in field["batch"].entries(3, 3))
+    std = tuple(entry.number() for entry in field["std"].entries(channels, channels))
+    if not low <= usual <= high:
+        raise field["batch"].refused("[smallest, usual, largest] in ascending order")
+    if min(std) <= 0:
+        raise field["std"].refused("numbers above 0")
+    order = field["channel_order"]
+    resize = field["resize"].one_of("stretch", "letterbox")
+    return InputSpec(
+        name=field["name"].text(),
+        hw=(height, width),
+        channels=channels,
+        channel_order=order.one_of("RGB") if channels == 3 else order.text(),
+        mean=tuple(entry.number() for entry in field["mean"].entries(channels, channels)),
+        std=std,
+        resize="stretch" if resize == "stretch" else "letterbox",
+        batch=(low, usual, high),
+    )
+
+
+def _rgb_from_field(field: Field) -> Tuple[int, int, int]:
+    red, green, blue = (value.integer(0, 255) for value in field.entries(3, 3))
+    return red, green, blue
+
+
+def _files_from_field(field: Field) -> Dict[str, FileInfo]:
+    files = {}
+    for key in field.record():
+        Field(key, f"a key of {field.where}").text()
+        info = field[key]
+        files[key] = FileInfo(
+            file=info["file"].relative_path(),
+            sha256=info["sha256"].sha256(),
+            bytes=info["bytes"].integer(0, 10**13),
+        )
+    return files
+
+
+def _gate_from_field(field: Field) -> Gate:
+    return Gate(
+        max_drop=field["max_drop"].number(),
+        drop=field["drop"].number(),
+        passed=field["passed"].flag(),
+    )

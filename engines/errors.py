@@ -1,0 +1,82 @@
+"""Every error that this project raises on purpose.
+
+RicesegError
+├── UserError                 what the user gave cannot be used (exit code 2)
+│   ├── CheckpointError       the weights file
+│   ├── ConfigError           an option, a class file, a configuration
+│   ├── ImageError            an image file
+│   ├── DatasetError          a folder of images and masks, a calibration list
+│   ├── BundleError           a bundle folder
+│   ├── GraphError            an ONNX file
+│   ├── InputError            an array given to a predictor
+│   ├── OutputError           the place to write to
+│   ├── DownloadError         the network or the server
+│   └── MissingPackageError   an optional package is not installed
+└── GateError                 the result is worse than its limit (exit code 1)
+"""
+
+from __future__ import annotations
+
+
+class RicesegError(Exception):
+    """Root of the tree; its text is one line, ready to be shown."""
+
+
+class UserError(RicesegError):
+    """Says what was got, what was expected and what to do about it, on one line."""
+
+    def __init__(self, got: str, *, expected: str, do: str) -> None:
+        self.got, self.expected, self.do = got, expected, do
+        text = f"got {got}; expected {expected}; do this: {do}"
+        super().__init__(" ".join(text.split()))
+
+
+class CheckpointError(UserError):
+    """The weights file cannot be read, or is not of a known architecture."""
+
+
+class ConfigError(UserError):
+    """An option or a configuration file contradicts what was found."""
+
+
+class ImageError(UserError):
+    """An image file cannot be read as the network needs it."""
+
+
+class DatasetError(UserError):
+    """Images, masks and classes do not fit together."""
+
+
+class BundleError(UserError):
+    """A bundle folder is incomplete, altered or of an unknown format."""
+
+
+class GraphError(UserError):
+    """An ONNX file cannot be used for what was asked."""
+
+
+class InputError(UserError):
+    """An array has the wrong dtype or shape."""
+
+
+class OutputError(UserError):
+    """The output cannot be written."""
+
+
+class DownloadError(UserError):
+    """Published weights could not be fetched or do not have the expected hash."""
+
+
+class MissingPackageError(UserError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
+        super().__init__(
+            f"no package {package!r} in this Python",
+            expected=f"{package}, needed for {needed_for}",
+            do=f"pip install 'riceseg[{extra}]'",
+        )
+
+
+class GateError(RicesegError):
+    """A result was measured and is outside its limit: parity or loss of accuracy."""

@@ -1,0 +1,243 @@
+"""ONNX Runtime as a predictor: uint8 images in, uint8 labels out, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, List, Optional, Tuple, Union
+
+import numpy as np
+
+from engines.errors import ConfigError, GraphError, InputError, MissingPackageError
+from engines.evaluate import Prediction
+from engines.resize import Image, Labels, ResizeRule, labels_at_image_size
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "labels"
+
+# Protobuf, which ONNX is written in, ends here.
+MAX_ONNX_BYTES = 2**31 - 1
+
+# Weights in another file are named by an entry whose field 1, "key", is the text "location".
+# Tag and length are variable-length numbers, which may carry padding bytes.
+_EXTERNAL_DATA = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+_LONGEST_MATCH = 28
+
+
+class OnnxPredictor:
+    """One ONNX graph on ONNX Runtime's CPU provider.
+
+    The graph takes `image`, (N, H, W, C) uint8, and gives `labels`, (N, H, W) uint8; H, W and C
+    are fixed in it, N is fixed or free. Further outputs are not computed.
+    `labels` and `predict` may be called from several threads at once.
+
+    Attributes: `path`, `name` (shown in tables), `input_hw` in pixels, `channels`, and
+    `fixed_batch`, None when N is free.
+    """
+
+    def __init__(
+        self,
+        path: Union[str, os.PathLike[str]],
+        *,
+        threads: Optional[int] = None,
+        name: Optional[str] = None,
+    ) -> None:
+        """Load the graph; `threads` None leaves the number to ONNX Runtime (one a physical core).
+
+        `name` is the file's name unless given. Raises GraphError when the file is no such graph
+        or keeps weights in other files, MissingPackageError without onnxruntime.
+        """
+        if threads is not None and threads < 1:
+            raise ConfigError(
+                f"{threads} threads", expected="1 or more", do="leave it out for all cores"
+            )
+        self.path = Path(path)
+        self.name = self.path.name if name is None else name
+        _check_one_file(self.path)
+        self._session: Any = _session_from_file(self.path, threads)
+        self.fixed_batch, self.input_hw, self.channels = self._input_shape()
+        self._check_output()
+
+    def labels(self, batch: Image) -> Labels:
+        """Labels (N, H, W) uint8, newly allocated, of a batch (N, H, W, C) uint8 that is only read.
+
+        N may be any number above 0: a graph with a fixed batch is run several times.
+        Raises InputError for another dtype or shape and after `close`.
+        """
+        session = self._open_session()
+        self._check_batch(batch)
+        size = len(batch) if self.fixed_batch is None else self.fixed_batch
+        parts = [
+            self._run(session, batch[start : start + size], size)
+            for start in range(0, len(batch), size)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def predict(
+        self, network_image: Image, image_hw: Tuple[int, int], rule: ResizeRule
+    ) -> Prediction:
+        """Labels of one network-sized image (H, W, C), there and at the image's own size."""
+        network = self.labels(network_image[np.newaxis])[0]
+        return Prediction(network=network, image=labels_at_image_size(network, image_hw, rule))
+
+    def close(self) -> None:
+        """Release the graph; a call that is running in another thread still ends normally."""
+        self._session = None
+
+    def __enter__(self) -> OnnxPredictor:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def _open_session(self) -> Any:
+        session = self._session
+        if session is None:
+            raise InputError(
+                f"a call to {self.name!r} after close()",
+                expected="an open predictor",
+                do="call close() last, or open it again",
+            )
+        return session
+
+    def _run(self, session: Any, images: Image, size: int) -> Labels:
+        """At most `size` images; the missing ones are repetitions whose labels are dropped."""
+        count = len(images)
+        if count < size:
+            images = np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
+        try:
+            (labels,) = session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(images)})
+        except Exception as error:  # ONNX Runtime's errors share no base class but this one.
+            raise GraphError(
+                f"{self.path.name!r}, which fails while running: {error}",
+                expected="a graph that runs on ONNX Runtime",
+                do="export it again, or install the ONNX Runtime it was checked with",
+            ) from error
+        if labels.shape != (size, *self.input_hw):
+            raise self._wrong_graph(
+                f"labels of shape {labels.shape}", f"labels of shape {(size, *self.input_hw)}"
+            )
+        result: Labels = labels[:count]
+        return result
+
+    def _check_batch(self, batch: Image) -> None:
+        height, width = self.input_hw
+        wanted = (height, width, self.channels)
+        if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8:
+            kind = getattr(batch, "dtype", None) or type(batch).__name__
+            raise InputError(
+                f"a batch of {kind}",
+                expected="a numpy array of uint8, RGB values 0..255",
+                do="do not normalise (the graph does it), and use .astype(numpy.uint8)",
+            )
+        if batch.ndim == 4 and batch.shape[1:] == wanted and len(batch) > 0:
+            return
+        if batch.shape == wanted:
+            advice = "add the batch axis: image[numpy.newaxis]"
+        elif batch.ndim == 4 and batch.shape[1:] == (self.channels, height, width):
+            advice = "put the channels last: batch.transpose(0, 2, 3, 1)"
+        elif batch.ndim == 4 and batch.shape[3] == self.channels and len(batch) > 0:
+            advice = (
+                "resize with engines.resize.network_image_from_image, "
+                "or use engines.segmenter.Segmenter, which takes any size"
+            )
+        else:
+            advice = "give a batch of images with the channels last"
+        raise InputError(
+            f"a batch of shape {batch.shape}",
+            expected=f"(N, {height}, {width}, {self.channels}) with N of 1 or more",
+            do=advice,
+        )
+
+    def _input_shape(self) -> Tuple[Optional[int], Tuple[int, int], int]:
+        inputs = self._session.get_inputs()
+        found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
+        wanted = f"one input {INPUT_NAME!r} of uint8 (N, H, W, C) with fixed H, W and C"
+        if [item.name for item in inputs] != [INPUT_NAME] or inputs[0].type != "tensor(uint8)":
+            raise self._wrong_graph(f"the inputs: {found or 'none'}", wanted)
+        shape: List[Any] = inputs[0].shape
+        if len(shape) != 4 or not all(isinstance(side, int) and side > 0 for side in shape[1:]):
+            raise self._wrong_graph(f"the inputs: {found}", wanted)
+        batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+        return batch, (shape[1], shape[2]), shape[3]
+
+    def _check_output(self) -> None:
+        outputs = {item.name: item for item in self._session.get_outputs()}
+        output = outputs.get(OUTPUT_NAME)
+        if output is None or output.type != "tensor(uint8)":
+            found = ", ".join(f"{item.name} {item.type}" for item in outputs.values())
+            raise self._wrong_graph(
+                f"the outputs: {found}", f"an output {OUTPUT_NAME!r} of uint8 (N, H, W)"
+            )
+
+    def _wrong_graph(self, got: str, expected: str) -> GraphError:
+        return GraphError(
+            f"{self.path.name!r} with {got}",
+            expected=expected,
+            do="export it with `riceseg export`",
+        )
+
+
+def _check_one_file(path: Path) -> None:
+    """Refuse a graph that keeps weights in other files: a downloaded one could name any file.
+
+    ONNX Runtime 1.17.3 reads `../weights.bin` and links that lead out of the folder, 1.31.1 refuses
+    both (tried). Searching the bytes holds on every version and needs no protobuf package; a graph
+    whose node reads a tensor named "location" is refused as well.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file() or not 0 < size <= MAX_ONNX_BYTES:
+            raise GraphError(
+                f"{str(path)!r} of {size} bytes" if path.is_file() else f"{str(path)!r}, no file",
+                expected="an ONNX file of 1 byte to 2 GiB",
+                do="give the .onnx file that the export wrote",
+            )
+        with open(path, "rb") as file:
+            tail = b""
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                if _EXTERNAL_DATA.search(tail + chunk):
+                    raise GraphError(
+                        f"{path.name!r}, which keeps weights in another file",
+                        expected="an ONNX file that holds all its weights",
+                        do="load it with onnx.load and save it with onnx.save_model",
+                    )
+                tail = chunk[-_LONGEST_MATCH:]
+    except OSError as error:
+        raise GraphError(
+            f"{str(path)!r}: {error.strerror}",
+            expected="a readable ONNX file",
+            do="check the path and its permissions",
+        ) from error
+
+
+def _session_from_file(path: Path, threads: Optional[int]) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackageError(
+            "onnxruntime", needed_for="running ONNX files", extra="onnx"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # Errors arrive as exceptions; the log repeats them.
+    # Without it a file that starts like ONNX Runtime's own format would be read as one.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class but this one.
+        raise GraphError(
+            f"{path.name!r}, which ONNX Runtime {onnxruntime.__version__} refuses: {error}",
+            expected="a valid ONNX file with standard operators",
+            do="export it again, or install a newer onnxruntime",
+        ) from error

@@ -1,0 +1,1 @@
+"""Checkpoint -> described model -> exact rewrites -> verified ONNX -> bundle (needs torch)."""

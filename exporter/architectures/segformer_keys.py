@@ -1,0 +1,248 @@
+"""SegFormer checkpoints: three key styles brought to mmsegmentation's names, shapes inferred.
+
+Styles: mmsegmentation (also EasyCV and ModelScope), NVlabs/SegFormer, Hugging Face transformers.
+The decode heads differ in kind, not in names, so the head kind follows the style.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from engines.errors import CheckpointError, ConfigError
+from exporter.architectures.description import ModelDescription
+from exporter.architectures.segformer import Segformer, SegformerShape
+
+NAME = "segformer"
+
+# (embed_dims, depths) of the paper's table 6, also mmsegmentation's configs.
+_WIDE = (64, 128, 320, 512)
+VARIANTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
+    ((32, 64, 160, 256), (2, 2, 2, 2)): "b0",
+    (_WIDE, (2, 2, 2, 2)): "b1",
+    (_WIDE, (3, 4, 6, 3)): "b2",
+    (_WIDE, (3, 4, 18, 3)): "b3",
+    (_WIDE, (3, 8, 27, 3)): "b4",
+    (_WIDE, (3, 6, 40, 3)): "b5",
+}
+
+_STYLES = {
+    "mmsegmentation": "backbone.layers.0.0.projection.weight",
+    "NVlabs": "backbone.patch_embed1.proj.weight",
+    "Hugging Face": "segformer.encoder.patch_embeddings.0.proj.weight",
+}
+_HEADS = {
+    "mmsegmentation": "decode_head.convs.0.conv.weight",
+    "NVlabs": "decode_head.linear_c1.proj.weight",
+    "Hugging Face": "decode_head.linear_c.0.proj.weight",
+}
+# LayerNorm epsilons: (transformer blocks and stage outputs, patch embedding and reduced keys).
+_EPSILONS = {
+    "mmsegmentation": (1e-6, 1e-6),
+    "NVlabs": (1e-6, 1e-5),
+    "Hugging Face": (1e-5, 1e-5),  # its configuration's layer_norm_eps is not used by the model
+}
+
+_NVLABS_RULES = (
+    (r"^backbone\.patch_embed(\d)\.proj\.", lambda m: f"backbone.layers.{_i(m)}.0.projection."),
+    (r"^backbone\.patch_embed(\d)\.norm\.", lambda m: f"backbone.layers.{_i(m)}.0.norm."),
+    (r"^backbone\.norm(\d)\.", lambda m: f"backbone.layers.{_i(m)}.2."),
+    (r"^backbone\.block(\d)\.(\d+)\.", lambda m: f"backbone.layers.{_i(m)}.1.{m[2]}."),
+    (r"\.attn\.proj\.", lambda m: ".attn.attn.out_proj."),
+    (r"\.mlp\.fc1\.", lambda m: ".ffn.layers.0."),
+    (r"\.mlp\.dwconv\.dwconv\.", lambda m: ".ffn.layers.1."),
+    (r"\.mlp\.fc2\.", lambda m: ".ffn.layers.4."),
+    (r"^decode_head\.linear_c(\d)\.proj\.", lambda m: f"decode_head.linear_c.{_i(m)}."),
+    (r"^decode_head\.linear_pred\.", lambda m: "decode_head.conv_seg."),
+)
+_HF_RULES = (
+    (r"^segformer\.encoder\.patch_embeddings\.(\d)\.proj\.", r"backbone.layers.\1.0.projection."),
+    (r"^segformer\.encoder\.patch_embeddings\.(\d)\.layer_norm\.", r"backbone.layers.\1.0.norm."),
+    (r"^segformer\.encoder\.layer_norm\.(\d)\.", r"backbone.layers.\1.2."),
+    (r"^segformer\.encoder\.block\.(\d)\.(\d+)\.", r"backbone.layers.\1.1.\2."),
+    (r"\.layer_norm_([12])\.", r".norm\1."),
+    (r"\.attention\.self\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.self\.sr\.", ".attn.sr."),
+    (r"\.attention\.self\.layer_norm\.", ".attn.norm."),
+    (r"\.attention\.output\.dense\.", ".attn.attn.out_proj."),
+    (r"\.mlp\.dense1\.", ".ffn.layers.0."),
+    (r"\.mlp\.dwconv\.dwconv\.", ".ffn.layers.1."),
+    (r"\.mlp\.dense2\.", ".ffn.layers.4."),
+    (r"^decode_head\.linear_c\.(\d)\.proj\.", r"decode_head.linear_c.\1."),
+    (r"^decode_head\.linear_fuse\.weight$", "decode_head.linear_fuse.conv.weight"),
+    (r"^decode_head\.batch_norm\.", "decode_head.linear_fuse.bn."),
+    (r"^decode_head\.classifier\.", "decode_head.conv_seg."),
+)
+
+
+def recognises(keys: frozenset[str]) -> bool:
+    return _style(keys) is not None
+
+
+def model_from_tensors(
+    tensors: Mapping[str, Tensor], *, align_corners: bool = False, keep_outputs: int | None = None
+) -> tuple[nn.Module, ModelDescription]:
+    """See `Architecture.model_from_tensors`."""
+    style = _style(frozenset(tensors))
+    if style is None or _HEADS[style] not in tensors:
+        raise CheckpointError(
+            "an encoder (MiT) without SegFormer's decode head",
+            expected=f"a trained segmentation model with {_HEADS[style or 'mmsegmentation']!r}",
+            do="give the checkpoint of the whole model, not the pretrained backbone",
+        )
+    named = _canonical(tensors, style)
+    if keep_outputs is not None:
+        named = _keep_first_outputs(named, keep_outputs)
+    try:
+        shape = _shape_from_tensors(named, style, align_corners)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"a SegFormer checkpoint ({style} names) without the expected tensor {error}",
+            expected="the tensors of all four stages and of the decode head",
+            do="save the whole model's state dict again",
+        ) from error
+    with torch.device("meta"):
+        model = Segformer(shape)
+    _load(model, named)
+    parameters = sum(p.numel() for p in model.parameters())
+    variant = VARIANTS.get((shape.embed_dims, shape.depths), "custom")
+    description = ModelDescription(
+        architecture=NAME,
+        variant=variant,
+        head=shape.head_kind,
+        head_channels=shape.head_channels,
+        in_channels=shape.in_channels,
+        num_outputs=shape.num_outputs,
+        parameters=parameters,
+        source=style,
+    )
+    return model.eval(), description
+
+
+def _style(keys: frozenset[str]) -> str | None:
+    for style, probe in _STYLES.items():
+        # Swin's backbone has layers too, but no projection inside layers.0.0.
+        if probe in keys:
+            return style
+    return None
+
+
+def _i(match: re.Match[str]) -> int:
+    """NVlabs counts stages from 1."""
+    return int(match[1]) - 1
+
+
+def _canonical(tensors: Mapping[str, Tensor], style: str) -> dict[str, Tensor]:
+    """mmsegmentation's names, float32; training-only tensors left out."""
+    named: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("auxiliary_head."):
+            continue
+        if style == "NVlabs":
+            if key.startswith("decode_head.conv_seg."):
+                continue  # left over in NVlabs' files; the live classifier is linear_pred
+            for pattern, name in _NVLABS_RULES:
+                key = re.sub(pattern, name, key)
+        elif style == "Hugging Face":
+            for pattern, replacement in _HF_RULES:
+                key = re.sub(pattern, replacement, key)
+        named[key] = tensor.float() if tensor.is_floating_point() else tensor
+    for key in [k for k in named if k.endswith((".attn.q.weight", ".attn.q.bias"))]:
+        _join_projections(named, key, ".attn.q.", (".attn.q.", ".attn.kv."))
+    for key in [k for k in named if k.endswith((".attn.query.weight", ".attn.query.bias"))]:
+        _join_projections(
+            named, key, ".attn.query.", (".attn.query.", ".attn.key.", ".attn.value.")
+        )
+    for key in ("convs.0.bn", "convs.1.bn", "convs.2.bn", "convs.3.bn", "fusion_conv.bn",
+                "linear_fuse.bn"):  # fmt: skip
+        if f"decode_head.{key}.running_mean" in named:  # files from before torch 0.4.1 lack it
+            named.setdefault(f"decode_head.{key}.num_batches_tracked", torch.tensor(0))
+    return named
+
+
+def _join_projections(
+    named: dict[str, Tensor], key: str, part: str, parts: tuple[str, ...]
+) -> None:
+    kind = key.rsplit(".", 1)[1]
+    target = key.replace(f"{part}{kind}", f".attn.attn.in_proj_{kind}")
+    pieces = [key.replace(part, other) for other in parts]
+    if all(piece in named for piece in pieces):
+        named[target] = torch.cat([named.pop(piece) for piece in pieces])
+
+
+def _keep_first_outputs(named: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    available = named["decode_head.conv_seg.weight"].shape[0]
+    if not 1 <= count <= available:
+        raise ConfigError(
+            f"--keep-classes {count}",
+            expected=f"1 to {available}, the outputs of this checkpoint",
+            do="choose a number in that range or leave the option out",
+        )
+    sliced = dict(named)
+    for kind in ("weight", "bias"):
+        key = f"decode_head.conv_seg.{kind}"
+        sliced[key] = named[key][:count].clone()
+    return sliced
+
+
+def _shape_from_tensors(
+    named: Mapping[str, Tensor], style: str, align_corners: bool
+) -> SegformerShape:
+    stages = range(4)
+    dims = tuple(named[f"backbone.layers.{i}.0.projection.weight"].shape[0] for i in stages)
+    depths = tuple(_count_blocks(named, i) for i in stages)
+    sr_ratios, mlp_ratios = [], []
+    for i, dim in zip(stages, dims, strict=True):
+        block = f"backbone.layers.{i}.1.0"
+        sr = named.get(f"{block}.attn.sr.weight")
+        sr_ratios.append(1 if sr is None else sr.shape[-1])
+        mlp_ratios.append(named[f"{block}.ffn.layers.0.weight"].shape[0] // dim)
+    block_eps, patch_eps = _EPSILONS[style]
+    classifier = named["decode_head.conv_seg.weight"]
+    return SegformerShape(
+        embed_dims=dims,
+        depths=depths,
+        num_heads=tuple(dim // dims[0] for dim in dims),
+        sr_ratios=tuple(sr_ratios),
+        mlp_ratios=tuple(mlp_ratios),
+        in_channels=named["backbone.layers.0.0.projection.weight"].shape[1],
+        num_outputs=classifier.shape[0],
+        head_channels=classifier.shape[1],
+        head_kind="mmsegmentation" if style == "mmsegmentation" else "linear",
+        qkv_bias="backbone.layers.0.1.0.attn.attn.in_proj_bias" in named,
+        block_eps=block_eps,
+        patch_eps=patch_eps,
+        align_corners=align_corners,
+    )
+
+
+def _count_blocks(named: Mapping[str, Tensor], stage: int) -> int:
+    prefix = f"backbone.layers.{stage}.1."
+    return len({key[len(prefix) :].split(".")[0] for key in named if key.startswith(prefix)})
+
+
+def _load(model: nn.Module, named: dict[str, Tensor]) -> None:
+    """Strict loading; a linear layer stored for a 1x1 convolution gains its two axes."""
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - named.keys())
+    extra = sorted(named.keys() - expected.keys())
+    for key in named.keys() & expected.keys():
+        if named[key].dim() == 2 and tuple(expected[key].shape[2:]) == (1, 1):
+            named[key] = named[key][:, :, None, None]
+    wrong = sorted(
+        f"{key} {tuple(named[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected.keys() & named.keys()
+        if named[key].shape != expected[key].shape
+    )
+    if missing or extra or wrong:
+        raise CheckpointError(
+            "a checkpoint whose closest match is SegFormer, with "
+            f"{len(missing)} tensors missing, {len(extra)} left over, {len(wrong)} of another "
+            f"shape; first ones: {', '.join((missing + extra + wrong)[:4])}",
+            expected="exactly SegFormer's tensors",
+            do="check that the checkpoint is an unmodified SegFormer",
+        )
+    model.load_state_dict(named, strict=True, assign=True)

@@ -1,0 +1,74 @@
+"""Latency and peak memory of the PyTorch model, in a process of its own.
+
+python -m exporter.benchmark CHECKPOINT --size 512x512 --runs 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from engines.benchmark import Benchmark, benchmark_predictor
+from engines.errors import CheckpointError
+
+
+def benchmark_checkpoint(path: Path, input_hw: tuple[int, int], *, runs: int) -> Benchmark:
+    """Time the unrewritten model, preprocessing and argmax included, batch 1.
+
+    Raises CheckpointError with the child's last line when it does not finish.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    known = os.environ.get("PYTHONPATH")
+    child = subprocess.run(
+        [sys.executable, "-m", "exporter.benchmark", str(path.resolve()),
+         "--size", f"{input_hw[0]}x{input_hw[1]}", "--runs", str(runs)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *([known] if known else [])])},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        text=True,
+    )  # fmt: skip
+    if child.returncode != 0:
+        reason = (child.stderr.strip() or "no message").splitlines()[-1]
+        raise CheckpointError(
+            f"a PyTorch benchmark that ended with status {child.returncode}: {reason}",
+            expected="status 0",
+            do="free some memory, or choose a smaller --size",
+        )
+    return Benchmark(**json.loads(child.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    import torch
+
+    from exporter.load import load_model
+    from exporter.onnx_graph import GraphSpec, ImageToLabels
+    from exporter.torch_predictor import TorchPredictor
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--size", required=True)
+    parser.add_argument("--runs", type=int, default=20)
+    args = parser.parse_args()
+    h, w = (int(side) for side in args.size.split("x"))
+    net = load_model(args.checkpoint).net
+    channels = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d)).in_channels
+    spec = GraphSpec((h, w), mean=(127.5,) * channels, std=(64.0,) * channels)
+    image = np.random.default_rng(0).integers(0, 256, (1, h, w, channels), dtype=np.uint8)
+    predictor = TorchPredictor(ImageToLabels(net, spec).eval())
+    result = benchmark_predictor(
+        predictor.labels, image, runs=args.runs, threads=torch.get_num_threads()
+    )
+    print(json.dumps(asdict(result)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`riceseg export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engines.errors import ConfigError, GateError
+from exporter.commands.options import (
+    PATH,
+    BatchRange,
+    Size,
+    data_options,
+    data_options_from,
+    load_options,
+    load_options_from,
+)
+from exporter.commands.show import show_report
+from exporter.live import Progress
+from exporter.request import ExportRequest, GraphOptions
+
+EXAMPLES = """
+\b
+Examples:
+  riceseg export --checkpoint best.pth --int8 --calib images/train --val data/val
+  riceseg export --model segformer-b0 --dataset ade20k --fp16
+  riceseg export --checkpoint best.pth --size 384x640 --dynamic-batch 1:4:8 --output both
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--checkpoint", type=PATH, help="Weights: .pth, .safetensors, .bin, or a folder.")
+@click.option("--model", help="For example segformer-b0. Without --checkpoint: published weights.")
+@click.option(
+    "--dataset",
+    default="ade20k",
+    show_default=True,
+    help="Which published weights: ade20k, cityscapes, coco-stuff, rice.",
+)
+@click.option("--out", type=PATH, help="Folder of the bundle.  [default: build/MODEL]")
+@click.option("--int8", is_flag=True, help="Write INT8 (Q/DQ); needs --calib.")
+@click.option("--fp16", is_flag=True, help="Write FP16.")
+@click.option("--calib", type=PATH, help="Images to calibrate on: folder, list file or data set.")
+@click.option("--val", type=PATH, help="Labelled images to validate on.")
+@click.option("--val-masks", type=PATH, help="Their masks, where they do not lie beside them.")
+@click.option(
+    "--calibrator",
+    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    default="percentile",
+    show_default=True,
+    help="How a range is chosen.",
+)
+@click.option(
+    "--percentile",
+    type=float,
+    default=99.999,
+    show_default=True,
+    help="Share of the values inside the range, for --calibrator percentile.",
+)
+@click.option("--size", type=Size(), help="Network input.  [default: as the checkpoint was tested]")
+@click.option(
+    "--resize",
+    type=click.Choice(["stretch", "letterbox"]),
+    help="How an image comes to that size.  [default: as the checkpoint was tested]",
+)
+@click.option(
+    "--output", type=click.Choice(["labels", "logits", "both"]), default="labels", show_default=True
+)
+@click.option("--dynamic-batch", type=BatchRange(), help="Free batch size.  [default: fixed, 1]")
+@click.option("--opset", type=int, default=17, show_default=True)
+@click.option(
+    "--max-drop",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="mIoU points that may be lost against PyTorch; beyond it the exit code is 1.",
+)
+@click.option(
+    "--runs", type=click.IntRange(1), default=20, show_default=True, help="Timed runs of each form."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@load_options
+@data_options
+def export(**values: Any) -> None:
+    """Turn a checkpoint into a verified bundle: ONNX, FP16, INT8, scores and report."""
+    from exporter.export import export_bundle
+    from exporter.live import progress_for
+
+    progress = progress_for(sys.stderr)
+    if values["int8"] and values["calib"] is None:
+        raise ConfigError(
+            "--int8 without --calib",
+            expected="images from the field: INT8 ranges are never taken from noise",
+            do="pass --calib with a folder of some 100 training images",
+        )
+    checkpoint = values["checkpoint"] or _published(values["model"], values["dataset"], progress)
+    result = export_bundle(_request(values, checkpoint), progress)
+    show_report(result.report, result.folder)
+    if result.gate is not None and not result.gate.passed:
+        raise GateError(
+            f"mIoU fell by {result.gate.drop:.2f} points, at most {result.gate.max_drop:.2f} "
+            f"allowed; the bundle in {result.folder} is kept and marked as failed"
+        )
+
+
+def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
+    return ExportRequest(
+        checkpoint=checkpoint,
+        out=values["out"] or Path("build") / (values["model"] or checkpoint.stem),
+        load=load_options_from(values, values["model"]),
+        graph=GraphOptions(
+            size=values["size"],
+            resize=values["resize"],
+            output=values["output"],
+            batch=values["dynamic_batch"] or (1, 1, 1),
+            opset=values["opset"],
+        ),
+        data=data_options_from(
+            values, calib=values["calib"], val=values["val"], val_masks=values["val_masks"]
+        ),
+        int8=values["int8"],
+        fp16=values["fp16"],
+        method=values["calibrator"],
+        percentile=values["percentile"],
+        max_drop=values["max_drop"],
+        runs=values["runs"],
+        overwrite=values["overwrite"],
+    )
+
+
+def _published(model: str | None, dataset: str, progress: Progress) -> Path:
+    """The zoo's weights for `model`, from the cache or the network."""
+    from exporter.download import file_from_zoo
+    from exporter.zoo import zoo_entry
+
+    if model is None:
+        raise ConfigError(
+            "neither --checkpoint nor --model",
+            expected="weights to export",
+            do="give --checkpoint FILE, or --model with a name that `riceseg models` lists",
+        )
+    entry = zoo_entry(model, dataset)
+    with progress.stage(f"fetch {entry.model} ({entry.dataset})"):
+        return file_from_zoo(entry, on_progress=progress.advance)

@@ -1,0 +1,63 @@
+"""`riceseg segment`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from exporter.commands.options import PATH
+from exporter.live import progress_for
+
+EXAMPLES = """
+\b
+Examples:
+  riceseg segment build/segformer-b0 photos/ --out masks/
+  riceseg segment build/segformer-b0 one.jpg --out masks/ --precision int8 --no-overlay
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("bundle", type=PATH)
+@click.argument("images", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder for labels/ and overlays/.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="Which graph of the bundle.  [default: the runtime's choice]",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Weight of the colours in the overlay.",
+)
+@click.option("--overlay/--no-overlay", default=True, show_default=True)
+@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and say which.")
+@click.option(
+    "--convert-images",
+    is_flag=True,
+    help="Convert grey, RGBA, 16-bit and CMYK images as mmsegmentation does.",
+)
+def segment(
+    bundle: Path,
+    images: Path,
+    out: Path,
+    precision: str | None,
+    alpha: float,
+    overlay: bool,
+    skip_bad: bool,
+    convert_images: bool,
+) -> None:
+    """Write a label PNG (palette of the bundle) and an overlay for every image."""
+    from exporter.segmentation import SegmentOptions, segment_images
+
+    options = SegmentOptions(precision, alpha if overlay else None, skip_bad, convert_images)
+    progress = progress_for(sys.stderr)
+    with progress.stage("segment"):
+        written, skipped = segment_images(bundle, images, out, options, progress.advance)
+    for line in skipped:
+        progress.warn(f"left out {line}")
+    click.echo(f"{written} images: {out / 'labels'}" + (f", {out / 'overlays'}" if overlay else ""))

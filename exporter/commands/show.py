@@ -1,0 +1,41 @@
+"""What the commands print on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from exporter.live import scores_table
+
+
+def show_report(report: Mapping[str, Any], folder: Path | None) -> None:
+    """The comparison table, the verdict and where to read on."""
+    console = Console()
+    console.print(scores_table(report))
+    gate = report["gate"]
+    if gate is not None:
+        verdict = "passed" if gate["passed"] else "FAILED"
+        click.echo(
+            f"gate {verdict}: largest loss {gate['drop']:.2f} mIoU points, "
+            f"{gate['max_drop']:.2f} allowed"
+        )
+        if not gate["passed"]:
+            for item in gate["lost"][:5]:
+                click.echo(f"  lost: {item['class']} {item['drop']:.2f} points of IoU")
+    if folder is not None:
+        click.echo(f"report: {folder / 'report.html'}")
+
+
+def show_facts(facts: Mapping[str, object]) -> None:
+    """One `name: value` a line; lists are joined, empty values left out."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        if value is None or value in ("", (), []):
+            continue
+        if isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        click.echo(f"{name:<{width}}  {value}")

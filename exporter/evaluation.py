@@ -1,0 +1,243 @@
+"""Score a bundle, a checkpoint or an ONNX file on labelled images."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from calibration.onnx_file import model_from_onnx_file
+from engines.bundle import FileInfo, InputSpec, bundle_from_folder, bundle_path
+from engines.bundle_fields import FILE_NAME
+from engines.dataset import Pair, pairs_from_folder
+from engines.errors import CheckpointError, GraphError
+from engines.evaluate import Predictor, evaluate_predictors
+from engines.images import image_from_file, sha256_of_file
+from engines.onnx_predictor import OnnxPredictor
+from exporter.benchmark import benchmark_checkpoint
+from exporter.classes import checked_classes, classes_from_file
+from exporter.live import Progress
+from exporter.load import LoadOptions, load_model, network_size
+from exporter.machine import machine_record, package_versions
+from exporter.measure import (
+    Form,
+    form_row,
+    onnx_forms,
+    onnx_row,
+    open_predictors,
+    strips_of_worst,
+    with_scores,
+)
+from exporter.onnx_graph import GraphSpec, ImageToLabels
+from exporter.request import DataOptions
+from exporter.run_onnx import logits_tensor
+from exporter.strips import Strip
+from exporter.torch_predictor import TorchPredictor
+
+RUNS = 20
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is to be scored. `torch` is set for a checkpoint, `forms` otherwise."""
+
+    name: str
+    input: InputSpec
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    num_outputs: int
+    reduce_zero_label: bool
+    checkpoint: dict[str, str] | None
+    warnings: tuple[str, ...]
+    forms: tuple[Form, ...] = ()
+    torch: TorchPredictor | None = None
+    torch_path: Path | None = None
+
+
+def evaluate_target(
+    target: Path,
+    data: DataOptions,
+    options: LoadOptions,
+    *,
+    size: tuple[int, int] | None,
+    progress: Progress,
+) -> tuple[dict[str, Any], list[Strip]]:
+    """The report's content and picture strips; `data.val` must be set.
+
+    `options` and `size` are for a checkpoint (of an ONNX file: the class names only).
+    Raises the UserError of whatever cannot be used.
+    """
+    assert data.val is not None  # the command requires it
+    with progress.stage("load"):
+        pairs = pairs_from_folder(data.val, masks=data.val_masks)
+        found = _target(target, options, size, pairs[0], data)
+    with progress.stage("time each form"):
+        rows = [onnx_row(form, RUNS) for form in found.forms]
+        if found.torch is not None and found.torch_path is not None:
+            rows = [_torch_row(found.torch.name, found.torch_path, found.input.hw)]
+    zero = data.reduce_zero_label
+    with progress.stage("evaluate"), open_predictors(found.forms, found.torch) as predictors:
+        evaluation = evaluate_predictors(
+            predictors,
+            pairs,
+            input=found.input,
+            num_outputs=found.num_outputs,
+            num_classes=len(found.classes),
+            reduce_zero_label=found.reduce_zero_label if zero is None else zero,
+            convert_images=data.convert_images,
+            skip_bad=data.skip_bad,
+            on_image=progress.advance,
+        )
+        strips = _strips(evaluation, predictors, found, data)
+    for line in (*found.warnings, *(f"left out {name}" for name in evaluation.skipped)):
+        progress.warn(line)
+    report = {
+        "format": "riceseg-report",
+        "format_version": 1,
+        "name": found.name,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "checkpoint": found.checkpoint,
+        "machine": machine_record(),
+        "versions": package_versions(),
+        "data": {
+            "folder": str(data.val),
+            "images": evaluation.images,
+            "skipped": list(evaluation.skipped),
+        },
+        "input_hw": list(found.input.hw),
+        "classes": list(found.classes),
+        "palette": [list(rgb) for rgb in found.palette],
+        "rows": with_scores(rows, evaluation),
+        "gate": None,
+        "calibration": None,
+        "parity": None,
+        "warnings": list(found.warnings),
+        "worst": [{"image": w.image.name, "agreement": w.agreement} for w in evaluation.worst],
+    }
+    return report, strips
+
+
+def _strips(
+    evaluation: Any, predictors: Sequence[Predictor], found: _Target, data: DataOptions
+) -> list[Strip]:
+    return strips_of_worst(evaluation, predictors, found.input, found.palette, data.convert_images)
+
+
+def _target(
+    target: Path,
+    options: LoadOptions,
+    size: tuple[int, int] | None,
+    first: Pair,
+    data: DataOptions,
+) -> _Target:
+    if not target.exists():
+        raise CheckpointError(
+            f"{target}, which does not exist",
+            expected="a bundle, a checkpoint or an ONNX file",
+            do="check the path",
+        )
+    if target.is_dir() and (target / FILE_NAME).is_file():
+        return _from_bundle(target)
+    if target.suffix == ".onnx":
+        return _from_onnx(target, options)
+    return _from_checkpoint(target, options, size, first, data)
+
+
+def _from_bundle(folder: Path) -> _Target:
+    bundle = bundle_from_folder(folder)
+    for info in bundle.files.values():
+        bundle_path(folder, info.file)
+    return _Target(
+        name=bundle.name,
+        input=bundle.input,
+        classes=bundle.classes,
+        palette=bundle.palette,
+        num_outputs=bundle.num_outputs,
+        reduce_zero_label=bundle.reduce_zero_label,
+        checkpoint=asdict(bundle.checkpoint),
+        warnings=(),
+        forms=tuple(onnx_forms(folder, bundle.files)),
+    )
+
+
+def _from_onnx(path: Path, options: LoadOptions) -> _Target:
+    """A graph by itself does not say its classes or how images were resized: stretched."""
+    num_outputs = _num_outputs(path)
+    given = None if options.classes is None else classes_from_file(options.classes)
+    classes, palette, notes = checked_classes(
+        given.names if given else None, given.palette if given else None, num_outputs
+    )
+    with OnnxPredictor(path) as predictor:
+        hw, channels = predictor.input_hw, predictor.channels
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    input_spec = InputSpec(
+        "image", hw, channels, "RGB", mean=zeros, std=ones, resize="stretch", batch=(1, 1, 1)
+    )
+    info = FileInfo(path.name, sha256_of_file(path), path.stat().st_size)
+    runtime = f"ONNX Runtime {package_versions()['onnxruntime']}"
+    return _Target(
+        name=path.stem,
+        input=input_spec,
+        classes=classes[: len(given.names)] if given else classes,
+        palette=palette,
+        num_outputs=num_outputs,
+        reduce_zero_label=False,
+        checkpoint=None,
+        warnings=(*notes, "a graph by itself does not say how to resize: stretched"),
+        forms=(Form(path.name, "as stored", runtime, path, info),),
+    )
+
+
+def _num_outputs(path: Path) -> int:
+    model = onnx.shape_inference.infer_shapes(model_from_onnx_file(path))
+    name = logits_tensor(model)
+    for value in (*model.graph.value_info, *model.graph.output):
+        if value.name == name and len(value.type.tensor_type.shape.dim) == 4:
+            return int(value.type.tensor_type.shape.dim[1].dim_value)
+    raise GraphError(
+        f"{path.name}, whose logits (N, K, H, W) are not found",
+        expected="a graph that ends in ArgMax, or has an output named logits",
+        do="evaluate a bundle or a graph that `riceseg export` wrote",
+    )
+
+
+def _from_checkpoint(
+    path: Path,
+    options: LoadOptions,
+    size: tuple[int, int] | None,
+    first: Pair,
+    data: DataOptions,
+) -> _Target:
+    loaded = load_model(path, options)
+    channels = loaded.description.in_channels
+    image = image_from_file(first.image, channels=channels, convert=data.convert_images)
+    hw, resize = network_size(loaded, (image.shape[0], image.shape[1]))
+    input_spec = InputSpec(
+        "image", size or hw, channels, "RGB" if channels == 3 else "as trained",
+        mean=loaded.mean, std=loaded.std, resize=resize, batch=(1, 1, 1),
+    )  # fmt: skip
+    spec = GraphSpec(
+        input_spec.hw, loaded.mean, loaded.std, align_corners=bool(loaded.settings.align_corners)
+    )
+    return _Target(
+        name=loaded.description.name,
+        input=input_spec,
+        classes=loaded.classes[: loaded.named],
+        palette=loaded.palette[: loaded.named],
+        num_outputs=loaded.description.num_outputs,
+        reduce_zero_label=bool(loaded.settings.reduce_zero_label),
+        checkpoint={"file": loaded.checkpoint.path.name, "sha256": loaded.checkpoint.sha256},
+        warnings=loaded.warnings,
+        torch=TorchPredictor(ImageToLabels(loaded.net, spec).eval()),
+        torch_path=loaded.checkpoint.path,
+    )
+
+
+def _torch_row(name: str, path: Path, input_hw: tuple[int, int]) -> dict[str, Any]:
+    info = FileInfo(path.name, sha256_of_file(path), path.stat().st_size)
+    form = Form(name, "fp32", f"PyTorch {package_versions()['torch']}", path, info)
+    return form_row(form, lambda: benchmark_checkpoint(path, input_hw, runs=RUNS))

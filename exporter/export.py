@@ -1,0 +1,226 @@
+"""The whole flow: checkpoint -> verified ONNX -> INT8/FP16 -> measured bundle, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from calibration.fp16 import fp16_onnx_from_onnx
+from calibration.images import CalibrationImage, calibration_list
+from calibration.quantize import int8_onnx_from_ranges
+from calibration.ranges import ranges_from_images, ranges_to_json
+from calibration.trt_cache import write_calibration_cache
+from engines.bundle import (
+    Gate,
+    InputSpec,
+    write_bundle_json,
+)
+from engines.dataset import Pair, calibration_images_from, pairs_from_folder
+from engines.errors import ConfigError, ImageError
+from engines.images import image_from_file
+from engines.resize import network_image_from_image
+from exporter.live import Progress
+from exporter.load import LoadedModel, load_model, network_size
+from exporter.onnx_graph import GraphSpec, ImageToLabels, onnx_from_model
+from exporter.parity import check_parity
+from exporter.report import write_report
+from exporter.request import DataOptions, ExportRequest
+from exporter.results import bundle_of, measured
+from exporter.rewrites import rewritten_for_export
+from exporter.simplify import simplify_onnx
+from exporter.staging import whole_folder
+from exporter.work import Work
+
+PARITY_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Where the bundle is, the report's content, and whether the gate was passed (None: none)."""
+
+    folder: Path
+    report: dict[str, Any]
+    gate: Gate | None
+
+
+def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
+    """Run every stage; on success `request.out` holds the whole bundle, otherwise nothing.
+
+    Raises UserError for input that cannot be used and GateError when the graph does not reproduce
+    PyTorch. A loss of accuracy beyond `max_drop` is no exception: see `ExportResult.gate`.
+    """
+    with whole_folder(request.out, overwrite=request.overwrite) as folder:
+        with progress.stage("load"):
+            work = _load(request, progress)
+        with progress.stage("trace to ONNX"):
+            model_path = folder / "model.onnx"
+            reference = ImageToLabels(work.loaded.net, work.spec).eval()
+            images, on = _parity_images(work, request.data)
+            _trace(work, model_path, images)
+        with progress.stage("verify against PyTorch"):
+            work.parity = check_parity(reference, onnx.load(model_path), images, on=on)
+        if request.int8:
+            with progress.stage(f"calibrate ({request.method})"):
+                _calibrate(request, work, folder, progress)
+            with progress.stage("quantize to INT8"):
+                assert work.ranges is not None  # _calibrate sets it
+                work.quantized = int8_onnx_from_ranges(
+                    model_path, work.ranges, folder / "model.int8.onnx"
+                )
+                work.add(folder, "int8", "model.int8.onnx")
+        if request.fp16:
+            with progress.stage("write FP16"):
+                record = fp16_onnx_from_onnx(model_path, folder / "model.fp16.onnx")
+                work.warnings += [
+                    f"{count} values of {name} are beyond FP16's range and were clamped"
+                    for name, count in record.clamped.items()
+                ]
+                work.add(folder, "fp16", "model.fp16.onnx")
+        report, strips, gate = measured(request, work, folder, reference, progress)
+        with progress.stage("write report and bundle"):
+            write_report(report, folder, strips=strips)
+            write_bundle_json(bundle_of(work, gate, report["created"]), folder)
+    for warning in work.warnings:
+        progress.warn(warning)
+    return ExportResult(request.out, report, gate)
+
+
+def _load(request: ExportRequest, progress: Progress) -> Work:
+    loaded = load_model(request.checkpoint, request.load)
+    data = request.data
+    pairs = pairs_from_folder(data.val, masks=data.val_masks) if data.val is not None else ()
+    calib = _calibration_images(request, pairs)
+    warnings = list(loaded.warnings)
+    first = pairs[0].image if pairs else calib[0].path if calib else None
+    image_hw = None
+    if first is not None:
+        image = image_from_file(
+            first, channels=loaded.description.in_channels, convert=data.convert_images
+        )
+        image_hw = (image.shape[0], image.shape[1])
+    hw, resize = network_size(loaded, image_hw)
+    graph = request.graph
+    input_spec = InputSpec(
+        name="image",
+        hw=graph.size or hw,
+        channels=loaded.description.in_channels,
+        channel_order="RGB" if loaded.description.in_channels == 3 else "as trained",
+        mean=loaded.mean,
+        std=loaded.std,
+        resize=graph.resize or resize,
+        batch=graph.batch,
+    )
+    spec = GraphSpec(
+        input_hw=input_spec.hw,
+        mean=loaded.mean,
+        std=loaded.std,
+        output=graph.output,
+        batch=graph.batch,
+        opset=graph.opset,
+        align_corners=bool(loaded.settings.align_corners),
+    )
+    if not pairs:
+        warnings.append("no --val: the loss of accuracy was not measured")
+    progress.note(_summary(loaded, input_spec))
+    return Work(loaded, input_spec, spec, pairs, calib, warnings)
+
+
+def _calibration_images(
+    request: ExportRequest, pairs: Sequence[Pair]
+) -> tuple[CalibrationImage, ...]:
+    if not request.int8:
+        return ()
+    if request.data.calib is None:
+        raise ConfigError(
+            "--int8 without --calib",
+            expected="images from the field: INT8 ranges are never taken from noise",
+            do="pass --calib with a folder of some 100 training images",
+        )
+    files = calibration_images_from(request.data.calib)
+    return calibration_list(files, validation_files=[pair.image for pair in pairs])
+
+
+def _summary(loaded: LoadedModel, input_spec: InputSpec) -> str:
+    found = loaded.description
+    return (
+        f"{found.name}, {found.head} head of width {found.head_channels}, "
+        f"{found.in_channels} channels in, {found.num_outputs} classes out, "
+        f"{found.parameters / 1e6:.1f} M parameters, from {loaded.checkpoint.source}; "
+        f"input {input_spec.hw[0]}x{input_spec.hw[1]} ({input_spec.resize})"
+    )
+
+
+def _trace(work: Work, path: Path, images: np.ndarray[Any, Any]) -> None:
+    raw = path.with_name("traced.onnx")
+    onnx_from_model(
+        rewritten_for_export(work.loaded.net),
+        work.spec,
+        raw,
+        num_outputs=work.loaded.description.num_outputs,
+    )
+    simplify_onnx(raw, path, batch=images[: work.spec.batch[1]])
+    raw.unlink()
+    work.add(path.parent, "fp32", path.name)
+
+
+def _parity_images(work: Work, data: DataOptions) -> tuple[np.ndarray[Any, Any], str]:
+    """A whole number of the graph's usual batches: real images, or a pattern without any."""
+    files = [p.image for p in work.pairs] or [c.path for c in work.calib]
+    count = -(-PARITY_IMAGES // work.spec.batch[1]) * work.spec.batch[1]
+    readable = _network_images(files, work.input, data, [])
+    images = [image for image, _ in zip(readable, range(count), strict=False)]
+    if images:
+        repeated = [images[i % len(images)] for i in range(count)]
+        return np.stack(repeated), f"{len(images)} images"
+    work.warnings.append("verified on a synthetic pattern; with --val it is verified on images")
+    return _pattern(work.input, count), "a synthetic pattern"
+
+
+def _pattern(input_spec: InputSpec, count: int) -> np.ndarray[Any, Any]:
+    """Blobs of several sizes and fine grain, uint8 (count, H, W, C), always the same."""
+    rng = np.random.default_rng(0)
+    h, w = input_spec.hw
+    total = np.zeros((count, h, w, input_spec.channels))
+    for cell in (64, 16, 4, 1):
+        grid = rng.normal(size=(count, -(-h // cell), -(-w // cell), input_spec.channels))
+        total += np.repeat(np.repeat(grid, cell, axis=1), cell, axis=2)[:, :h, :w] * 24.0
+    return np.clip(total + 128.0, 0, 255).astype(np.uint8)
+
+
+def _network_images(
+    files: Sequence[Path], input_spec: InputSpec, data: DataOptions, skipped: list[str]
+) -> Iterator[np.ndarray[Any, Any]]:
+    """Images at network size, one at a time; unreadable ones raise or are named in `skipped`."""
+    for path in files:
+        try:
+            image = image_from_file(path, channels=input_spec.channels, convert=data.convert_images)
+        except ImageError as error:
+            if not data.skip_bad:
+                raise
+            skipped.append(f"{path.name}: {error}")
+            continue
+        yield network_image_from_image(image, input_spec.hw, input_spec.rule, input_spec.pad_value)
+
+
+def _calibrate(request: ExportRequest, work: Work, folder: Path, progress: Progress) -> None:
+    skipped: list[str] = []
+    files = [item.path for item in work.calib]
+    work.ranges = ranges_from_images(
+        folder / "model.onnx",
+        _network_images(files, work.input, request.data, skipped),
+        method=request.method,  # type: ignore[arg-type]  # checked there
+        percentile=request.percentile,
+        on_image=lambda done: progress.advance(done + len(skipped), len(files)),
+    )
+    work.warnings += [f"calibration image left out: {name}" for name in skipped]
+    left_out = {name.split(": ")[0] for name in skipped}
+    work.calib = tuple(item for item in work.calib if item.path.name not in left_out)
+    (folder / "ranges.json").write_text(ranges_to_json(work.ranges), encoding="utf-8")
+    write_calibration_cache(work.ranges, folder / "calibration.cache")
+    work.add(folder, "ranges", "ranges.json")
+    work.add(folder, "calibration_cache", "calibration.cache")

@@ -1,0 +1,106 @@
+"""What a file or folder is, in a few facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+
+from calibration.onnx_file import model_from_onnx_file, opset_of
+from engines.bundle import bundle_from_folder
+from engines.bundle_fields import FILE_NAME
+from engines.errors import CheckpointError
+from engines.images import sha256_of_file
+from exporter.load import LoadOptions, load_model, network_size
+
+Facts = dict[str, object]
+
+
+def facts_about(target: Path) -> Facts:
+    """Raises BundleError, GraphError or CheckpointError, each with what was found instead."""
+    if not target.exists():
+        raise CheckpointError(
+            f"{target}, which does not exist",
+            expected="a checkpoint, an ONNX file or a bundle",
+            do="check the path",
+        )
+    if target.is_dir() and (target / FILE_NAME).is_file():
+        return _bundle_facts(target)
+    if target.suffix == ".onnx":
+        return _graph_facts(target)
+    return _checkpoint_facts(target)
+
+
+def _bundle_facts(folder: Path) -> Facts:
+    bundle = bundle_from_folder(folder)
+    gate = bundle.gate
+    verdict = "no gate (no validation images)"
+    if gate is not None:
+        verdict = f"{'passed' if gate.passed else 'FAILED'}, {gate.drop:.2f} points lost"
+    return {
+        "kind": "bundle",
+        "name": bundle.name,
+        "created": bundle.created,
+        "checkpoint": f"{bundle.checkpoint.file} ({bundle.checkpoint.sha256[:12]})",
+        "input": f"{bundle.input.hw[0]}x{bundle.input.hw[1]}, {bundle.input.channels} channels, "
+        f"{bundle.input.resize}",
+        "outputs": list(bundle.outputs),
+        "classes": list(bundle.classes),
+        "opset": bundle.opset,
+        "files": [f"{key} {info.file} ({info.bytes / 1e6:.1f} MB)"
+                  for key, info in bundle.files.items()],
+        "gate": verdict,
+        "warnings": list(bundle.warnings),
+    }  # fmt: skip
+
+
+def _graph_facts(path: Path) -> Facts:
+    model = model_from_onnx_file(path)
+    counts = Counter(node.op_type for node in model.graph.node)
+    return {
+        "kind": "ONNX graph",
+        "sha256": sha256_of_file(path),
+        "opset": opset_of(model),
+        "made by": f"{model.producer_name} {model.producer_version}".strip(),
+        "inputs": [_value_text(value) for value in model.graph.input],
+        "outputs": [_value_text(value) for value in model.graph.output],
+        "precision": _precision(model, counts),
+        "nodes": len(model.graph.node),
+        "operators": [f"{name} {count}" for name, count in counts.most_common()],
+    }
+
+
+def _value_text(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+    sides = [dim.dim_param or str(dim.dim_value) for dim in kind.shape.dim]
+    return f"{value.name} {name} ({' x '.join(sides)})"
+
+
+def _precision(model: onnx.ModelProto, counts: Counter[str]) -> str:
+    if counts["QuantizeLinear"]:
+        return f"INT8 ({counts['QuantizeLinear']} Q/DQ pairs)"
+    halves = sum(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
+    floats = sum(t.data_type == onnx.TensorProto.FLOAT for t in model.graph.initializer)
+    return "FP16" if halves > floats else "FP32"
+
+
+def _checkpoint_facts(path: Path) -> Facts:
+    loaded = load_model(path, LoadOptions())
+    found = loaded.description
+    (h, w), resize = network_size(loaded, None)
+    return {
+        "kind": "checkpoint",
+        "written by": loaded.checkpoint.source,
+        "model": found.name,
+        "head": f"{found.head}, width {found.head_channels}",
+        "parameters": f"{found.parameters / 1e6:.2f} M",
+        "input": f"{found.in_channels} channels, {h}x{w} ({resize}) unless told otherwise",
+        "outputs": found.num_outputs,
+        "classes": list(loaded.classes[: loaded.named]),
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+        "sha256": loaded.checkpoint.sha256,
+        "warnings": list(loaded.warnings),
+    }

@@ -1,0 +1,164 @@
+"""A checkpoint file as a described model, with all that its network expects of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from engines.errors import ConfigError
+from exporter.architectures.description import ModelDescription
+from exporter.checkpoint import Checkpoint, state_dict_from_checkpoint
+from exporter.classes import checked_classes, classes_from_file
+from exporter.config_text import ConfigSettings, settings_from_config_text
+from exporter.detect import model_from_state_dict
+
+# ImageNet statistics in the 0..255 scale, RGB: SegFormer's family default.
+DEFAULT_MEAN, DEFAULT_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+DEFAULT_HW = (512, 512)
+Resize = Literal["stretch", "letterbox"]
+SIDE_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the user may say about a checkpoint that its tensors cannot tell.
+
+    `mean` and `std` are per channel in the 0..255 scale. `classes` is a file of names.
+    """
+
+    model: str | None = None
+    classes: Path | None = None
+    keep_classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """`net` takes normalised RGB (N, C, H, W) float32 and is in eval mode, not rewritten.
+
+    `classes` and `palette` have one entry for each output, `named` of them known by name.
+    """
+
+    net: nn.Module
+    description: ModelDescription
+    settings: ConfigSettings
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    named: int
+    checkpoint: Checkpoint
+    warnings: tuple[str, ...]
+
+
+def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
+    """Read, recognise and describe. Raises CheckpointError or ConfigError."""
+    options = options or LoadOptions()
+    checkpoint = state_dict_from_checkpoint(path)
+    warnings = list(checkpoint.notes)
+    settings = settings_from_config_text(checkpoint.config_text or "")
+    warnings += settings.notes if checkpoint.config_text else ()
+    net, description = model_from_state_dict(
+        checkpoint.tensors,
+        model=options.model,
+        align_corners=bool(settings.align_corners),
+        keep_outputs=options.keep_classes,
+    )
+    mean, std = _normalisation(checkpoint, settings, options, description.in_channels, warnings)
+    if settings.to_rgb is False and description.in_channels == 3:
+        _reverse_input_channels(net)
+        mean, std = mean[::-1], std[::-1]
+        warnings.append("trained on BGR images: the first convolution now takes RGB")
+    names, palette, named = _classes(checkpoint, options, description.num_outputs, warnings)
+    if settings.test_mode == "slide":
+        warnings.append(
+            f"tested with sliding windows of {settings.crop_size}, stride {settings.stride}; "
+            "this runs whole images at one size"
+        )
+    # The tensors now live in the net; a second reference would keep what loading converted.
+    checkpoint = replace(checkpoint, tensors={})
+    return LoadedModel(
+        net, description, settings, mean, std, names, palette, named, checkpoint, tuple(warnings)
+    )
+
+
+def _normalisation(
+    checkpoint: Checkpoint,
+    settings: ConfigSettings,
+    options: LoadOptions,
+    channels: int,
+    warnings: list[str],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """From the options, the config text, Hugging Face's preprocessor, or the family default."""
+    mean, std = options.mean or settings.mean, options.std or settings.std
+    hf = checkpoint.hf_preprocessor
+    if (mean is None or std is None) and hf and hf.get("image_mean") and hf.get("image_std"):
+        mean = mean or tuple(255.0 * float(v) for v in hf["image_mean"])
+        std = std or tuple(255.0 * float(v) for v in hf["image_std"])
+    if (mean is None or std is None) and channels == 3:
+        mean, std = mean or DEFAULT_MEAN, std or DEFAULT_STD
+        warnings.append("no normalisation stored with the weights: ImageNet mean and std assumed")
+    if mean is None or std is None or not len(mean) == len(std) == channels:
+        raise ConfigError(
+            f"mean {mean} and std {std} for {channels} input channels",
+            expected=f"{channels} numbers each, in the 0..255 scale",
+            do="give them with --mean and --std, separated by commas",
+        )
+    if min(std) <= 0:
+        raise ConfigError(f"std {std}", expected="numbers above 0", do="correct --std")
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _classes(
+    checkpoint: Checkpoint, options: LoadOptions, num_outputs: int, warnings: list[str]
+) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], int]:
+    names, palette = checkpoint.classes, checkpoint.palette
+    if options.classes is not None:
+        given = classes_from_file(options.classes)
+        names, palette = given.names, given.palette
+        warnings += given.notes
+    elif names is not None and options.keep_classes is not None:
+        names, palette = names[:num_outputs], palette[:num_outputs] if palette else None
+    full_names, full_palette, notes = checked_classes(names, palette, num_outputs)
+    warnings += notes
+    return full_names, full_palette, len(names) if names else num_outputs
+
+
+def _reverse_input_channels(net: nn.Module) -> None:
+    """conv(x[:, ::-1]) with weights w equals conv(x) with weights w[:, ::-1]."""
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        first.weight.copy_(first.weight.flip(1))
+
+
+def network_size(
+    loaded: LoadedModel, image_hw: tuple[int, int] | None
+) -> tuple[tuple[int, int], Resize]:
+    """Height and width to export for, and the resize rule, as the checkpoint was tested.
+
+    `image_hw` is the size of the user's images where known. With a keep-ratio test pipeline the
+    size is what that pipeline gives for such an image, rounded up to a multiple of 32.
+    """
+    settings, hf = loaded.settings, loaded.checkpoint.hf_preprocessor
+    if settings.test_mode == "slide" and settings.crop_size is not None:
+        return settings.crop_size, "stretch"
+    if settings.test_scale is not None and not settings.keep_ratio:
+        w, h = settings.test_scale
+        return (h, w), "stretch"
+    if settings.test_scale is not None and image_hw is not None:
+        long, short = max(settings.test_scale), min(settings.test_scale)
+        factor = min(long / max(image_hw), short / min(image_hw))
+        sides = (int(side * factor + 0.5) for side in image_hw)
+        h, w = (-(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in sides)
+        return (h, w), "letterbox"
+    size = (hf or {}).get("size")
+    if isinstance(size, dict):
+        height, width = size.get("height"), size.get("width")
+        if isinstance(height, int) and isinstance(width, int):
+            return (height, width), "stretch"
+    return DEFAULT_HW, "letterbox" if settings.keep_ratio else "stretch"

@@ -1,0 +1,154 @@
+"""Scores, agreement, speed, memory and size of every form of one model, and the gate."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.benchmark import Benchmark, benchmark_onnx
+from engines.bundle import FileInfo, Gate, InputSpec
+from engines.errors import UserError
+from engines.evaluate import Evaluation, Predictor
+from engines.images import image_from_file, mask_from_file
+from engines.onnx_predictor import OnnxPredictor
+from engines.resize import network_image_from_image
+from exporter.machine import package_versions
+from exporter.strips import Strip, strip_panels
+from exporter.torch_predictor import TorchPredictor
+
+FORM_NAMES = {"fp32": "ONNX FP32", "fp16": "ONNX FP16", "int8": "ONNX INT8"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One row of the comparison: where it lies and how it is run."""
+
+    name: str
+    precision: str
+    runtime: str
+    path: Path
+    info: FileInfo
+
+
+def onnx_forms(folder: Path, files: Mapping[str, FileInfo]) -> list[Form]:
+    runtime = f"ONNX Runtime {package_versions()['onnxruntime']}"
+    return [
+        Form(FORM_NAMES[key], key, runtime, folder / files[key].file, files[key])
+        for key in FORM_NAMES
+        if key in files
+    ]
+
+
+@contextlib.contextmanager
+def open_predictors(
+    forms: Sequence[Form], reference: TorchPredictor | None
+) -> Iterator[list[Predictor]]:
+    """The reference first, then every ONNX form; closed at the end."""
+    with contextlib.ExitStack() as stack:
+        predictors: list[Predictor] = [reference] if reference is not None else []
+        for form in forms:
+            predictors.append(stack.enter_context(OnnxPredictor(form.path, name=form.name)))
+        yield predictors
+
+
+def form_row(form: Form, measure: Callable[[], Benchmark]) -> dict[str, Any]:
+    """A report row without scores; a benchmark that fails is kept as the row's error."""
+    row: dict[str, Any] = {
+        "form": form.name,
+        "precision": form.precision,
+        "runtime": form.runtime,
+        "file": form.info.file,
+        "sha256": form.info.sha256,
+        "file_mb": form.info.bytes / 1e6,
+        "error": None,
+    }
+    try:
+        result = measure()
+    except UserError as error:
+        return {**row, "error": str(error)}
+    return {
+        **row,
+        "latency_p50_ms": result.latency_p50_ms,
+        "latency_p95_ms": result.latency_p95_ms,
+        "fps": result.fps,
+        "peak_memory_mb": result.peak_memory_mb,
+        "batch": result.batch,
+        "warmup": result.warmup,
+        "runs": result.runs,
+        "threads": result.threads,
+    }
+
+
+def onnx_row(form: Form, runs: int) -> dict[str, Any]:
+    return form_row(form, lambda: benchmark_onnx(form.path, runs=runs))
+
+
+def with_scores(rows: list[dict[str, Any]], evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Rows joined with scores by name; the order of `rows` stays."""
+    scores = {row.name: row for row in evaluation.rows}
+    joined = []
+    for row in rows:
+        found = scores[row["form"]]
+        joined.append({
+            **row,
+            "miou": found.scores.miou,
+            "macc": found.scores.macc,
+            "aacc": found.scores.aacc,
+            "iou": [_number(v) for v in found.scores.iou],
+            "acc": [_number(v) for v in found.scores.acc],
+            "agreement": found.agreement,
+        })  # fmt: skip
+    return joined
+
+
+def gate_from_rows(
+    rows: Sequence[Mapping[str, Any]], classes: Sequence[str], max_drop: float
+) -> tuple[Gate, list[dict[str, Any]]]:
+    """The largest loss of mIoU of any row against the first, and the classes that lost most.
+
+    A loss that is not a number fails the gate.
+    """
+    reference, others = rows[0], rows[1:]
+    worst = max(others, key=lambda row: _drop(reference["miou"], row["miou"]))
+    drop = _drop(reference["miou"], worst["miou"])
+    lost = [
+        {"class": name, "drop": before - after}
+        for name, before, after in zip(classes, reference["iou"], worst["iou"], strict=True)
+        if before is not None and after is not None and before - after > 0.005
+    ]
+    lost.sort(key=lambda item: -float(item["drop"]))
+    finite = drop if math.isfinite(drop) else 100.0
+    return Gate(max_drop=max_drop, drop=finite, passed=drop <= max_drop), lost
+
+
+def strips_of_worst(
+    evaluation: Evaluation,
+    predictors: Sequence[Predictor],
+    input: InputSpec,
+    palette: Sequence[tuple[int, int, int]],
+    convert_images: bool,
+) -> list[Strip]:
+    """Picture strips of the images on which the first and the last predictor differ most."""
+    strips = []
+    for worst in evaluation.worst:
+        image = image_from_file(worst.image, channels=input.channels, convert=convert_images)
+        network = network_image_from_image(image, input.hw, input.rule, input.pad_value)
+        hw = (image.shape[0], image.shape[1])
+        first = predictors[0].predict(network, hw, input.rule).image
+        last = predictors[-1].predict(network, hw, input.rule).image
+        panels = strip_panels(image[:, :, :3], mask_from_file(worst.mask), first, last, palette)
+        strips.append(Strip(worst.image.name, worst.agreement, panels))
+    return strips
+
+
+def _drop(before: float, after: float) -> float:
+    drop = before - after
+    return drop if math.isfinite(drop) else math.inf
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

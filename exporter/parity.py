@@ -1,0 +1,131 @@
+"""PyTorch before any rewrite against the exported graph, on images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from engines.errors import GateError
+from exporter.onnx_graph import ImageToLabels
+from exporter.run_onnx import logits_tensor, outputs_from_onnx
+
+# Limits, in units of the logits' standard deviation (at least 1) and in percent of the pixels.
+# A 1e-6 relative jitter of the input alone moves SegFormer's logits by up to 6e-5 of it.
+MAX_DIFFERENCE, MIN_AGREEMENT = 1e-3, 99.99
+# A module counts as diverged when it is off by this much of its own standard deviation.
+DIVERGENCE = 1e-2
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """Largest and mean absolute logit difference, their limit, and equal labels in percent."""
+
+    images: int
+    on: str
+    max_difference: float
+    mean_difference: float
+    limit: float
+    agreement: float
+    min_agreement: float
+
+
+def check_parity(
+    reference: ImageToLabels, model: onnx.ModelProto, batch: np.ndarray[Any, Any], *, on: str
+) -> ParityRecord:
+    """Compare logits and labels on `batch`, uint8 (N, H, W, C); `on` says what the images are.
+
+    Raises GateError, naming the first node that diverges, when a limit is exceeded.
+    """
+    name = logits_tensor(model)
+    got = outputs_from_onnx(model, batch, extra=() if _is_output(model, name) else (name,))[name]
+    with torch.no_grad():
+        want = np.concatenate([reference.logits(torch.from_numpy(i[None])).numpy() for i in batch])
+    limit = MAX_DIFFERENCE * max(1.0, float(want.std()))
+    difference = np.abs(want - got)
+    worst, mean = float(difference.max()), float(difference.mean())
+    agreement = 100.0 * float(np.mean(want.argmax(1) == got.argmax(1)))
+    # A NaN makes both comparisons False, so the limits are stated positively.
+    if not (worst <= limit and agreement >= MIN_AGREEMENT):
+        raise GateError(
+            f"the graph does not reproduce PyTorch: logits differ by up to {worst:.2e} "
+            f"(limit {limit:.2e}), {agreement:.3f} % of the labels agree "
+            f"(limit {MIN_AGREEMENT} %); {first_divergence(reference, model, batch[:1])}"
+        )
+    return ParityRecord(len(batch), on, worst, mean, limit, agreement, MIN_AGREEMENT)
+
+
+def first_divergence(
+    reference: ImageToLabels, model: onnx.ModelProto, image: np.ndarray[Any, Any]
+) -> str:
+    """A sentence naming the first graph node whose value leaves that of its PyTorch module."""
+    wanted = _module_outputs(reference, image)
+    nodes = _last_node_of_module(model, wanted)
+    produced = [node.output[0] for node in nodes.values()]
+    values = outputs_from_onnx(
+        model, image, extra=[name for name in produced if not _is_output(model, name)]
+    )
+    for path, node in nodes.items():  # in the order in which PyTorch finished the modules
+        want, got = wanted[path], values[node.output[0]]
+        if want.shape != got.shape:
+            continue
+        error, spread = float(np.abs(want - got).max()), float(want.std())
+        if not error <= DIVERGENCE * max(spread, 1e-6):
+            return (
+                f"first node that diverges: {node.name} ({node.op_type}, module {path}), "
+                f"by {error:.2e} at a standard deviation of {spread:.2e}"
+            )
+    return "no single module diverges by more than 1 % of its standard deviation"
+
+
+def _module_outputs(
+    reference: ImageToLabels, image: np.ndarray[Any, Any]
+) -> dict[str, np.ndarray[Any, Any]]:
+    outputs: dict[str, np.ndarray[Any, Any]] = {}
+
+    def keep(path: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) else output
+            if isinstance(value, Tensor):
+                outputs[path] = value.numpy()
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(p)) for p, m in reference.named_modules() if p]
+    try:
+        with torch.no_grad():
+            reference.logits(torch.from_numpy(image))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def _last_node_of_module(model: onnx.ModelProto, paths: Iterable[str]) -> dict[str, onnx.NodeProto]:
+    """Module path -> the last node traced inside it (graphs are in topological order)."""
+    found: dict[str, onnx.NodeProto] = {}
+    node_paths = [(module_path(node.name), node) for node in model.graph.node]
+    for path in paths:
+        inside = [n for p, n in node_paths if p == path or p.startswith(f"{path}.")]
+        if inside:
+            found[path] = inside[-1]
+    return found
+
+
+def module_path(node_name: str) -> str:
+    """'/net/ffn/layers/layers.0/Conv' -> 'net.ffn.layers.0': the traced module's dotted path."""
+    parts: list[str] = []
+    for segment in node_name.strip("/").split("/")[:-1]:
+        if parts and segment.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(segment)
+    return ".".join(parts)
+
+
+def _is_output(model: onnx.ModelProto, name: str) -> bool:
+    return any(output.name == name for output in model.graph.output)

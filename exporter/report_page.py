@@ -1,0 +1,124 @@
+"""report.html: one page without scripts or network, made from a checked report.
+
+Everything a report holds is untrusted text: the template escapes it, and what goes into a style is
+a number or a colour made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.strips import Strip, uris_from_strips
+
+TEMPLATE = "report.html.jinja"
+MANY_CLASSES = 24  # beyond, the classes that lose most are shown and the others folded away
+MOST_LOST = 12
+
+
+def html_from_report(
+    document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], strips: Sequence[Strip]
+) -> str:
+    """The page for `document`; `rows` are its rows with `is_reference` and `change` (of mIoU)."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = _figure
+    environment.filters["facts"] = lambda record: list(_facts(record))
+    classes = _classes(document, rows)
+    most_lost = sorted(classes, key=lambda item: -item["lost"])[:MOST_LOST]
+    shown = [(strip, uris) for strip, uris in zip(strips, uris_from_strips(strips), strict=False)]
+    return environment.get_template(TEMPLATE).render(
+        report=document,
+        rows=rows,
+        reference=rows[0],
+        latest=_latest(rows),
+        tiles=list(_tiles(rows[0], _latest(rows))),
+        slowest_ms=max((_slowest(row) for row in rows), default=0.0),
+        classes=classes,
+        most_lost=most_lost if len(classes) > MANY_CLASSES else [],
+        strips=shown,
+        hidden_strips=len(strips) - len(shown),
+    )
+
+
+def _figure(value: float | None, digits: int, sign: bool = False) -> str | None:
+    """A number as text, None if it was not measured; the template says so in words."""
+    if value is None:
+        return None
+    return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def _slowest(row: Mapping[str, Any]) -> float:
+    return max(row["latency_p50_ms"] or 0.0, row["latency_p95_ms"] or 0.0)
+
+
+def _classes(
+    document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Per class its colour, the IoU of every form, and the most any form lost to the first."""
+    classes = []
+    for i, (name, rgb) in enumerate(zip(document["classes"], document["palette"], strict=True)):
+        values = [None if row["iou"] is None else row["iou"][i] for row in rows]
+        bars = [(row["form"], value) for row, value in zip(rows, values, strict=True)]
+        first = values[0]
+        lost = [first - v for v in values if v is not None] if first is not None else []
+        colour = f"rgb({rgb[0]},{rgb[1]},{rgb[2]})"
+        classes.append(
+            {"name": name, "colour": colour, "bars": bars, "lost": max(lost, default=-1.0)}
+        )
+    return classes
+
+
+def _latest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The last form of which anything was measured."""
+    measured = [row for row in rows if row["miou"] is not None or _slowest(row)]
+    return measured[-1] if measured else rows[0]
+
+
+def _tiles(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Title, figure and comparison of what was measured of `last`."""
+    alone = last is first
+    if last["miou"] is not None:
+        compare = not alone and last["change"] is not None
+        change = f" ({_figure(last['change'], 2, True)})" if compare else ""
+        note = f"{_figure(first['miou'], 2)} before" if compare else ""
+        yield "mIoU %", f"{_figure(last['miou'], 2)}{change}", note
+    if last["agreement"] is not None and not alone:
+        yield "Equal pixels", f"{_figure(last['agreement'], 2)} %", f"with {first['form']}"
+    for title, key, unit, less, more in (
+        ("Latency, median", "latency_p50_ms", "ms", "faster", "slower"),
+        ("File", "file_mb", "MB", "smaller", "larger"),
+    ):
+        if last[key]:
+            note = "" if alone or not first[key] else _ratio(first[key] / last[key], less, more)
+            yield title, f"{_figure(last[key], 1)} {unit}", note
+
+
+def _ratio(ratio: float, less: str, more: str) -> str:
+    if abs(ratio - 1) < 0.05:
+        return "about the same"
+    return f"{ratio:.1f}× {less}" if ratio > 1 else f"{1 / ratio:.1f}× {more}"
+
+
+def _facts(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Any record as pairs of label and text, nested ones flattened."""
+    for key, value in record.items():
+        label = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            yield from _facts(value, f"{label}: ")
+        elif isinstance(value, list):
+            yield label, ", ".join(str(item) for item in value) or "none"
+        elif isinstance(value, bool):
+            yield label, "yes" if value else "no"
+        elif isinstance(value, float):
+            yield label, f"{value:.6g}"
+        else:
+            yield label, "not recorded" if value is None else str(value)

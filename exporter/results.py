@@ -1,0 +1,169 @@
+"""What an export measured: the report, the gate and the bundle's record."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engines.bundle import Bundle, CheckpointInfo, FileInfo, Gate, ModelInfo
+from engines.evaluate import evaluate_predictors
+from exporter.benchmark import benchmark_checkpoint
+from exporter.live import Progress
+from exporter.machine import machine_record, package_versions
+from exporter.measure import (
+    Form,
+    form_row,
+    gate_from_rows,
+    onnx_forms,
+    onnx_row,
+    open_predictors,
+    strips_of_worst,
+    with_scores,
+)
+from exporter.onnx_graph import ImageToLabels
+from exporter.request import ExportRequest
+from exporter.strips import Strip
+from exporter.torch_predictor import TorchPredictor
+from exporter.work import Work
+
+
+def measured(
+    request: ExportRequest,
+    work: Work,
+    folder: Path,
+    reference: ImageToLabels,
+    progress: Progress,
+) -> tuple[dict[str, Any], list[Strip], Gate | None]:
+    predictor = TorchPredictor(reference)
+    forms = onnx_forms(folder, work.files)
+    rows = _speed_rows(request, work, forms, predictor, progress)
+    strips: list[Strip] = []
+    gate: Gate | None = None
+    lost: list[dict[str, Any]] = []
+    skipped: tuple[str, ...] = ()
+    if work.pairs:
+        with progress.stage("evaluate"), open_predictors(forms, predictor) as predictors:
+            settings, data = work.loaded.settings, request.data
+            zero = data.reduce_zero_label
+            evaluation = evaluate_predictors(
+                predictors,
+                work.pairs,
+                input=work.input,
+                num_outputs=work.loaded.description.num_outputs,
+                num_classes=work.loaded.named,
+                reduce_zero_label=bool(settings.reduce_zero_label) if zero is None else zero,
+                convert_images=data.convert_images,
+                skip_bad=data.skip_bad,
+                on_image=progress.advance,
+            )
+            strips = strips_of_worst(
+                evaluation, predictors, work.input, work.loaded.palette, data.convert_images
+            )
+        rows = with_scores(rows, evaluation)
+        gate, lost = gate_from_rows(
+            rows, work.loaded.classes[: work.loaded.named], request.max_drop
+        )
+        skipped = evaluation.skipped
+    report = _report(work, rows)
+    report["data"] = {
+        "folder": str(request.data.val or ""),
+        "images": len(work.pairs) - len(skipped),
+        "skipped": list(skipped),
+    }
+    report["gate"] = None if gate is None else {**asdict(gate), "lost": lost}
+    report["worst"] = [{"image": s.name, "agreement": s.agreement} for s in strips]
+    return report, strips, gate
+
+
+def _speed_rows(
+    request: ExportRequest,
+    work: Work,
+    forms: Sequence[Form],
+    predictor: TorchPredictor,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    checkpoint = work.loaded.checkpoint
+    info = FileInfo(checkpoint.path.name, checkpoint.sha256, checkpoint.path.stat().st_size)
+    runtime = f"PyTorch {package_versions()['torch']}"
+    torch_form = Form(predictor.name, "fp32", runtime, checkpoint.path, info)
+    with progress.stage("time each form"):
+        total = 1 + len(forms)
+        progress.advance(0, total)
+        rows = [
+            form_row(
+                torch_form,
+                lambda: benchmark_checkpoint(checkpoint.path, work.input.hw, runs=request.runs),
+            )
+        ]
+        for form in forms:
+            progress.advance(len(rows), total)
+            rows.append(onnx_row(form, request.runs))
+        progress.advance(total, total)
+    return rows
+
+
+def _report(work: Work, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    loaded = work.loaded
+    return {
+        "format": "riceseg-report",
+        "format_version": 1,
+        "name": loaded.description.name,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "checkpoint": {"file": loaded.checkpoint.path.name, "sha256": loaded.checkpoint.sha256},
+        "machine": machine_record(),
+        "versions": package_versions(),
+        "input_hw": list(work.input.hw),
+        "classes": list(loaded.classes[: loaded.named]),
+        "palette": [list(rgb) for rgb in loaded.palette[: loaded.named]],
+        "rows": rows,
+        "calibration": _calibration_record(work),
+        "parity": None if work.parity is None else asdict(work.parity),
+        "warnings": list(work.warnings),
+    }
+
+
+def _calibration_record(work: Work) -> dict[str, Any] | None:
+    if work.ranges is None or work.quantized is None:
+        return None
+    return {
+        "method": work.ranges.method,
+        "percentile": work.ranges.percentile,
+        "images": work.ranges.images,
+        "int8_nodes": len(work.quantized.nodes),
+        "float_nodes": list(work.quantized.float_nodes),
+        "int8_macs_percent": work.quantized.int8_macs_percent,
+        "list": [{"file": item.path.name, "sha256": item.sha256} for item in work.calib],
+    }
+
+
+def bundle_of(work: Work, gate: Gate | None, created: str) -> Bundle:
+    loaded, found = work.loaded, work.loaded.description
+    settings = loaded.settings
+    return Bundle(
+        name=found.name,
+        created=created,
+        model=ModelInfo(**asdict(found)),
+        checkpoint=CheckpointInfo(loaded.checkpoint.path.name, loaded.checkpoint.sha256),
+        input=work.input,
+        outputs=work.spec.output_names,
+        classes=loaded.classes[: loaded.named],
+        palette=loaded.palette[: loaded.named],
+        num_outputs=found.num_outputs,
+        reduce_zero_label=bool(settings.reduce_zero_label),
+        test_mode={
+            "mode": settings.test_mode or "whole",
+            "crop_size": list(settings.crop_size) if settings.crop_size else None,
+            "stride": list(settings.stride) if settings.stride else None,
+        },
+        opset=work.spec.opset,
+        files=work.files,
+        calibration=_calibration_record(work),
+        parity=None if work.parity is None else asdict(work.parity),
+        report="report.json",
+        gate=gate,
+        warnings=tuple(work.warnings),
+        versions=package_versions(),
+    )

@@ -1,0 +1,106 @@
+"""Label PNGs and overlays for a folder of images, from a bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from engines.errors import ImageError, OutputError
+from engines.images import image_files_from, image_from_file
+from engines.segmenter import Segmenter
+from exporter.strips import overlay
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """`alpha` is the weight of the colours in the overlay; None writes no overlay."""
+
+    precision: str | None = None
+    alpha: float | None = 0.5
+    skip_bad: bool = False
+    convert_images: bool = False
+
+
+def segment_images(
+    bundle: Path,
+    images: Path,
+    out: Path,
+    options: SegmentOptions,
+    on_image: Callable[[int, int], None],
+) -> tuple[int, list[str]]:
+    """Write out/labels/NAME.png and out/overlays/NAME.jpg; returns (written, left out).
+
+    Labels are palette PNGs whose pixel values are the class indices, at the image's own size.
+    Raises BundleError, ImageError (without `skip_bad`) or OutputError.
+    """
+    files = image_files_from(images)
+    names = _output_names(files)
+    folders = [out / "labels"] + ([out / "overlays"] if options.alpha is not None else [])
+    skipped: list[str] = []
+    with Segmenter.open(bundle, precision=options.precision) as segmenter:
+        _make(folders)
+        for done, (path, name) in enumerate(zip(files, names, strict=True), start=1):
+            try:
+                image = image_from_file(
+                    path,
+                    channels=segmenter.bundle.input.channels,
+                    convert=options.convert_images,
+                )
+            except ImageError as error:
+                if not options.skip_bad:
+                    raise
+                skipped.append(f"{path.name}: {error}")
+            else:
+                labels = segmenter(image)
+                _save(_palette_image(labels, segmenter.palette), out / "labels" / f"{name}.png")
+                if options.alpha is not None:
+                    drawn = overlay(image, labels, segmenter.palette, options.alpha)
+                    _save(Image.fromarray(drawn), out / "overlays" / f"{name}.jpg")
+            on_image(done, len(files))
+    return len(files) - len(skipped), skipped
+
+
+def _output_names(files: Sequence[Path]) -> list[str]:
+    """The stem, or the whole name where two images share a stem (a.jpg and a.png)."""
+    stems = [path.stem for path in files]
+    return [p.stem if stems.count(p.stem) == 1 else p.name for p in files]
+
+
+def _make(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: {error.strerror}",
+                expected="a folder that can be written to",
+                do="choose another --out",
+            ) from error
+
+
+def _palette_image(
+    labels: np.ndarray[Any, Any], palette: Sequence[tuple[int, int, int]]
+) -> Image.Image:
+    picture = Image.fromarray(labels)
+    picture.putpalette([value for rgb in palette for value in rgb])
+    return picture
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        picture.save(temporary, format="PNG" if path.suffix == ".png" else "JPEG")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}: {error.strerror or error}",
+            expected="room and leave to write",
+            do="free some space or choose another --out",
+        ) from error
