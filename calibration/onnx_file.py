@@ -212,13 +212,17 @@ def _check_same_interface(model: onnx.ModelProto, like: onnx.ModelProto) -> None
             )
 
 
+def probe_batch(model: onnx.ModelProto) -> NDArray[np.uint8]:
+    """One image of noise. It tells finite from not finite; nothing is ever fitted to it."""
+    _, hwc = image_input(model)
+    return np.random.default_rng(0).integers(0, 256, (1, *hwc), dtype=np.uint8)
+
+
 def _check_finite(model: onnx.ModelProto) -> None:
-    name, hwc = image_input(model)
+    name, _ = image_input(model)
     read_by_argmax = tuple(n.input[0] for n in model.graph.node if n.op_type == "ArgMax")
     session = session_from_model(model, extra_outputs=read_by_argmax)
-    # Only tells finite from not finite; nothing is measured on this noise.
-    batch = np.random.default_rng(0).integers(0, 256, (1, *hwc), dtype=np.uint8)
-    outputs: list[NDArray[Any]] = session.run(None, {name: batch})
+    outputs: list[NDArray[Any]] = session.run(None, {name: probe_batch(model)})
     for value, output in zip(session.get_outputs(), outputs, strict=True):
         if not np.isfinite(output).all():
             raise GraphError(

@@ -12,8 +12,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
+from calibration.extremes import ExtremesSession
 from calibration.histogram import (
     MagnitudeHistogram,
     clip_from_entropy,
@@ -84,7 +84,7 @@ def ranges_from_images(
                 do="resize the images to the network's input size",
             )
         lowest, highest = min(lowest, int(image.min())), max(highest, int(image.max()))
-        watch.see(input_name, image, done)
+        watch.see(image, done)
         done += 1
         if on_image is not None:
             on_image(done)
@@ -130,31 +130,16 @@ def _not_finite(name: str, image_index: int) -> GraphError:
 
 
 class _Extremes:
-    """Only three numbers per tensor leave ONNX Runtime: nothing is copied.
-
-    The sum is there to find NaN: ONNX Runtime 1.31's ReduceMax and ReduceMin miss it in half of
-    the positions tried, its ReduceSum in none.
-    """
-
     def __init__(self, model: onnx.ModelProto, sources: tuple[str, ...]) -> None:
         self._sources = sources
         self._seen = np.tile([np.inf, -np.inf], (len(sources), 1))
-        watched = onnx.ModelProto()
-        watched.CopyFrom(model)
-        self._outputs = []
-        for index, source in enumerate(sources):
-            for op in ("ReduceMin", "ReduceMax", "ReduceSum"):
-                output = f"calibration_{op}_{index}"
-                watched.graph.node.append(helper.make_node(op, [source], [output], keepdims=0))
-                self._outputs.append(output)
-        self._session = session_from_model(watched, extra_outputs=tuple(self._outputs))
+        self._session = ExtremesSession(model, sources)
 
-    def see(self, input_name: str, image: Image, index: int) -> None:
-        values = self._session.run(self._outputs, {input_name: image[None]})
-        rows = np.array(values, dtype=np.float64).reshape(-1, 3)
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            raise _not_finite(self._sources[int(np.argmin(finite))], index)
+    def see(self, image: Image, index: int) -> None:
+        rows = self._session.extremes(image[None])
+        bad = np.isnan(rows[:, 0])
+        if bad.any():
+            raise _not_finite(self._sources[int(np.argmax(bad))], index)
         self._seen[:, 0] = np.minimum(self._seen[:, 0], rows[:, 0])
         self._seen[:, 1] = np.maximum(self._seen[:, 1], rows[:, 1])
 
@@ -169,11 +154,12 @@ class _Histograms:
     """One histogram per tensor; a tensor is counted and released before the next image."""
 
     def __init__(self, model: onnx.ModelProto, sources: tuple[str, ...]) -> None:
+        self._input_name, _ = image_input(model)
         self._histograms = {source: MagnitudeHistogram() for source in sources}
         self._session = session_from_model(model, extra_outputs=sources)
 
-    def see(self, input_name: str, image: Image, index: int) -> None:
-        tensors = self._session.run(list(self._histograms), {input_name: image[None]})
+    def see(self, image: Image, index: int) -> None:
+        tensors = self._session.run(list(self._histograms), {self._input_name: image[None]})
         for (name, histogram), values in zip(self._histograms.items(), tensors, strict=True):
             low, high = float(values.min()), float(values.max())  # numpy's pass NaN on
             if not (math.isfinite(low) and math.isfinite(high)):

@@ -50,16 +50,14 @@ def decoded_file(path: Path, formats: Sequence[str]) -> Decoded:
             image = pillow.open(file, formats=tuple(formats))
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise ImageError(
-                    f"{str(path)!r} of {width}x{height} pixels",
-                    expected=f"at most {MAX_PIXELS // 1_000_000} million pixels",
-                    do="cut it into tiles",
-                )
+                raise _too_large(path, f"of {width}x{height} pixels")
             storage = _storage(image)
             image.load()
             return Decoded(image, storage, _orientation(image, pillow.Exif()))
     except ImageError:
         raise
+    except pillow.DecompressionBombError as error:  # Twice the limit or more.
+        raise _too_large(path, "with far more pixels") from error
     except UnidentifiedImageError as error:
         raise _unreadable(path, formats, "not one of the formats") from error
     except Exception as error:  # Damaged bytes raise almost anything in a decoder.
@@ -91,6 +89,14 @@ def _pillow_for_large_images(pillow: Any) -> Iterator[None]:
             yield
         finally:
             pillow.MAX_IMAGE_PIXELS = before
+
+
+def _too_large(path: Path, size: str) -> ImageError:
+    return ImageError(
+        f"{str(path)!r} {size}",
+        expected=f"at most {MAX_PIXELS // 1_000_000} million pixels",
+        do="cut it into tiles",
+    )
 
 
 def _unreadable(path: Path, formats: Sequence[str], reason: str) -> ImageError:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import colorsys
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from engines.errors import ConfigError
@@ -33,7 +35,9 @@ _OKABE_ITO: tuple[Color, ...] = (
     (213, 94, 0),
     (204, 121, 167),
 )
-_GOLDEN_RATIO = 0.618033988749895
+# Steps of hue and lightness that spread points evenly: 1/p and 1/p^2 of the plastic number p, the
+# counterpart of the golden ratio in two dimensions. 150 colours differ by 14 levels or more.
+_HUE_STEP, _LIGHTNESS_STEP = 0.7548776662466927, 0.5698402909980532
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,19 @@ def classes_from_file(path: Path) -> ClassList:
     """Reads a text or JSON file of class names, with colours or without.
 
     Text is UTF-8, with or without a byte-order mark; failing that CP949 (Korean), with a note.
-    Empty lines are skipped. Raises ConfigError for no names, names twice, or colours for some of
-    the names only.
+    Empty lines and lines that begin with # are skipped. Raises ConfigError for no names, names
+    twice, or colours for some of the names only.
     """
     text, notes = _text(path)
-    names, palette = _from_json(text, path) if text.lstrip()[:1] in ("[", "{") else _lines(text)
+    names, palette = (
+        _from_json(text, path) if text.lstrip()[:1] in ("[", "{") else _lines(text, path)
+    )
     if not names:
         raise _error(path, "which names no class")
     for name in names:
         if not name or not name.isprintable():
             raise _error(path, f"with an empty or unprintable class name {name[:60]!r}")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = _repeated(names)
     if twice:
         raise _error(path, f"where {', '.join(map(repr, twice[:3]))} is named more than once")
     if palette is not None and len(palette) != len(names):
@@ -67,23 +73,20 @@ def classes_from_file(path: Path) -> ClassList:
     return ClassList(tuple(names), None if palette is None else tuple(palette), notes)
 
 
-def palette_for(count: int) -> tuple[Color, ...]:
-    """`count` distinct RGB colours, always the same ones: a longer palette begins as a shorter one.
+def palette_for(num_colors: int) -> tuple[Color, ...]:
+    """That many distinct RGB colours, always the same: a longer palette begins as a shorter one.
 
     The first seven are Okabe and Ito's for colour-blind readers, without black. The others have
-    hues a golden ratio apart with three levels of lightness in turn. Whoever knows that class 0
-    is the background may want black in its place; black is never among them.
+    evenly spread hue and lightness. Whoever knows that class 0 is the background may want black
+    in its place; black is never among them.
     """
-    colors = list(_OKABE_ITO[:count])
-    step = 0
-    while len(colors) < count:
-        step += 1
-        hue = step * _GOLDEN_RATIO % 1.0
-        lightness = (0.45, 0.7, 0.3)[step % 3] + 0.01 * (step // 100 % 10)
-        red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.8)
-        color = (round(red * 255), round(green * 255), round(blue * 255))
-        if color not in colors:
-            colors.append(color)
+    colors = dict.fromkeys(_OKABE_ITO[:num_colors])
+    for step in range(1, 4 * num_colors + 1):
+        if len(colors) == num_colors:
+            break
+        lightness = 0.25 + 0.5 * (step * _LIGHTNESS_STEP % 1)
+        red, green, blue = colorsys.hls_to_rgb(step * _HUE_STEP % 1, lightness, 0.9)
+        colors[round(red * 255), round(green * 255), round(blue * 255)] = None
     return tuple(colors)
 
 
@@ -93,7 +96,7 @@ def checked_classes(
     """(names, palette, warnings), the first two as long as the network has outputs.
 
     Outputs without a name are called "class 6" and so on, with a warning: a network may well have
-    more outputs than its training data had classes. A name that comes twice gets its number.
+    more outputs than its training data had classes. A name that comes again gets its number.
     Raises ConfigError for more names than outputs, and for a palette of another length.
     """
     given = list(names or ())
@@ -110,18 +113,30 @@ def checked_classes(
             do="correct the palette, or leave it out",
         )
     warnings = _missing_names(len(given), num_outputs)
-    twice = sorted({name for name in given if given.count(name) > 1})
+    twice = _repeated(given)
     if twice:
-        warnings.append(f"class names that come twice were numbered: {', '.join(twice[:4])}")
-        given = [f"{name} ({i})" if name in twice else name for i, name in enumerate(given)]
-    for index in range(len(given), num_outputs):
-        name = f"class {index}"
-        given.append(name if name not in given else f"output {index}")
+        warnings.append(f"class names that come again were numbered: {', '.join(twice[:4])}")
+    fillers = [f"class {index}" for index in range(len(given), num_outputs)]
     colors = list(palette or ())
     for color in palette_for(num_outputs + len(colors)):
         if len(colors) < num_outputs and color not in colors:
             colors.append(color)
-    return tuple(given), tuple(colors), tuple(warnings)
+    return _distinct([*given, *fillers]), tuple(colors), tuple(warnings)
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The first of several equal names stays as it is, the others get a number behind."""
+    made: list[str] = []
+    taken = set(names)
+    for index, name in enumerate(names):
+        numbered = (f"{name} ({number})" for number in count(index))
+        made.append(next(n for n in numbered if n not in taken) if name in made else name)
+        taken.add(made[-1])
+    return tuple(made)
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def _missing_names(given: int, num_outputs: int) -> list[str]:
@@ -184,8 +199,21 @@ def _color(row: object, path: Path) -> Color:
     raise _error(path, f"with a colour {str(row)[:40]}, which is not three numbers 0..255")
 
 
-def _lines(text: str) -> tuple[list[str], list[Color] | None]:
-    ...
+def _lines(text: str, path: Path) -> tuple[list[str], list[Color] | None]:
+    names, colors = list[str](), list[Color]()
+    for line in map(str.strip, re.split(r"[\r\n]+", text)):
+        hexadecimal, decimal = _HEX_COLOR.fullmatch(line), _RGB_COLOR.fullmatch(line)
+        if hexadecimal is not None:
+            line = hexadecimal["name"]
+            red, green, blue = bytes.fromhex(hexadecimal["hex"])
+            colors.append((red, green, blue))
+        elif decimal is not None:
+            line = decimal["name"]
+            colors.append(_color([int(decimal[part]) for part in "rgb"], path))
+        elif not line or line.startswith("#"):  # an empty line, a comment
+            continue
+        names.append(line.strip(" \t,;:"))
+    return names, colors or None
 
 
 def _error(path: Path, what: str) -> ConfigError:

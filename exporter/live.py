@@ -140,16 +140,15 @@ class RichProgress:
     def stage(self, title: str) -> Iterator[None]:
         title = printable(title)
         started, depth = time.monotonic(), len(self._running)
-        mark = Text("✗ ", "bold red")
+        mark = ("✗ ", "bold red")
         try:
             self._start(title)
             yield
-            mark = Text("✓ ", "bold green")
+            mark = ("✓ ", "bold green")
         finally:
             self._stop(depth)
             self.times.append((title, time.monotonic() - started))
-            seconds = Text(f"  {duration_text(self.times[-1][1])}", "dim")
-            self._console.print(self._indented(mark + Text(title) + seconds))
+            self._print(mark, title, (f"  {duration_text(self.times[-1][1])}", "dim"))
 
     def advance(self, done: int, total: int | None) -> None:
         if self._bars and self._running:
@@ -157,10 +156,10 @@ class RichProgress:
             self._bars.update(self._running[-1], completed=done, total=total, count=count)
 
     def note(self, text: str) -> None:
-        self._console.print(self._indented(Text(printable(text), "dim")))
+        self._print((printable(text), "dim"))
 
     def warn(self, text: str) -> None:
-        self._console.print(self._indented(Text("warning: ", "yellow") + Text(printable(text))))
+        self._print(("warning: ", "yellow"), printable(text))
 
     def _start(self, title: str) -> None:
         if self._bars is None:
@@ -181,12 +180,13 @@ class RichProgress:
         """Back to `depth` running stages; with none, the terminal has its cursor again."""
         while self._bars and len(self._running) > depth:
             self._bars.remove_task(self._running.pop())
+            self._bars.refresh()
         if self._bars and depth == 0:
             self._bars.stop()
             self._bars = None
 
-    def _indented(self, text: Text) -> Text:
-        return Text("  " * len(self._running)) + text
+    def _print(self, *parts: str | tuple[str, str]) -> None:
+        self._console.print(Text.assemble("  " * len(self._running), *parts))
 
 
 def progress_for(stream: TextIO) -> Progress:

@@ -15,9 +15,9 @@ from onnx import numpy_helper
 BLOCK = """
 <ir_version: 8, opset_import: ["" : 17]>
 block (uint8[N, 8, 8, 3] image) => (uint8[N, 4, 4] labels, float[N, 3, 4, 4] logits)
-<int64[3] to_rows = {0, 8, 16}, int64[4] to_map = {0, 8, 4, 4}, int64[4] to_wide_map = {0, 16, 4, 4},
- int64[3] to_short_rows = {0, 8, 4}, float half = {0.5}, float[1] empty_roi = {0},
- float[4] same_size = {1, 1, 1, 1}>
+<int64[3] to_rows = {0, 8, 16}, int64[3] to_short_rows = {0, 8, 4},
+ int64[4] to_map = {0, 8, 4, 4}, int64[4] to_wide_map = {0, 16, 4, 4},
+ float half = {0.5}, float[1] any_roi = {0}, float[4] same_size = {1, 1, 1, 1}>
 {
   ["/Cast"] pixels = Cast <to = 1> (image)
   ["/Transpose"] planes = Transpose <perm = [0, 3, 1, 2]> (pixels)
@@ -44,7 +44,7 @@ block (uint8[N, 8, 8, 3] image) => (uint8[N, 4, 4] labels, float[N, 3, 4, 4] log
   ["/ffn/Relu"] positive = Relu (filtered)
   ["/ffn/Mul"] halved = Mul (positive, half)
   ["/head/Conv"] fused = Conv <kernel_shape = [1, 1]> (halved, w_head)
-  ["/head/Resize"] resized = Resize <mode = "linear"> (fused, empty_roi, same_size)
+  ["/head/Resize"] resized = Resize <mode = "linear"> (fused, any_roi, same_size)
   ["/seg/Conv"] logits = Conv <kernel_shape = [1, 1]> (resized, w_seg)
   ["/ArgMax"] best = ArgMax <axis = 1, keepdims = 0> (logits)
   ["/labels"] labels = Cast <to = 2> (best)
@@ -75,10 +75,10 @@ def block_model() -> onnx.ModelProto:
 
 
 def model_from_text(text: str, **initializers: np.ndarray) -> onnx.ModelProto:
-    """ONNX text with float32 initializers added."""
+    """ONNX text with initializers added, the floating ones as float32."""
     model = onnx.parser.parse_model(text)
     for name, values in initializers.items():
-        array = np.asarray(values, dtype=np.float32)
+        array = values.astype(np.float32) if values.dtype == np.float64 else values
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     onnx.checker.check_model(model)
     return model

@@ -39,9 +39,7 @@ def test_a_power_of_two_opens_the_next_width_and_is_not_lost() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.permutations([0.001, 0.7, 5.0, 40.0, 3000.0]), st.integers(0, 2**32 - 1))
-def test_the_order_of_the_images_does_not_change_the_counts(
-    scales: list[float], seed: int
-) -> None:
+def test_the_order_of_the_images_does_not_change_the_counts(scales: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     parts = {scale: rng.normal(0, scale, 500).astype(np.float32) for scale in sorted(scales)}
     grown = _histogram(*(parts[scale] for scale in scales))

@@ -153,7 +153,7 @@ def test_a_glob_that_matches_nothing_is_an_error_with_examples() -> None:
 
 
 def test_an_unknown_kind_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="'depth'.*depthwise"):
+    with pytest.raises(ConfigError, match=r"'depth'.*depthwise"):
         QuantizePolicy(exclude_kinds=frozenset({"depth"}))  # type: ignore[arg-type]
 
 

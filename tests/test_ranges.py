@@ -10,8 +10,14 @@ import onnxruntime
 import pytest
 from small_graphs import block_model, model_from_text, random_images, saved
 
-from calibration.ranges import Method, Ranges, TensorRange, ranges_from_images
-from calibration.ranges import ranges_from_json, ranges_to_json
+from calibration.ranges import (
+    Method,
+    Ranges,
+    TensorRange,
+    ranges_from_images,
+    ranges_from_json,
+    ranges_to_json,
+)
 from engines.errors import BundleError, ConfigError, DatasetError, GraphError, InputError
 
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
@@ -44,9 +50,7 @@ def _image(*values: int) -> np.ndarray:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ranges_cover_the_quantized_tensors_and_the_image(method: Method, tmp_path: Path) -> None:
-    ranges = ranges_from_images(
-        saved(block_model(), tmp_path), random_images(3), method=method
-    )
+    ranges = ranges_from_images(saved(block_model(), tmp_path), random_images(3), method=method)
     assert set(ranges.tensors) == SOURCES
     assert (ranges.method, ranges.images) == (method, 3)
 
@@ -127,9 +131,7 @@ def test_an_activation_that_is_not_finite_names_the_tensor_and_the_image(
         ranges_from_images(_scalar(tmp_path, body), [good, bad, good], method=method)
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)]
-)
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)])
 def test_an_image_of_another_shape_or_type_is_an_error(image: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"image 1 .*expected shape \(8, 8, 3\), uint8"):
         ranges_from_images(saved(block_model(), tmp_path), [image])
@@ -137,9 +139,9 @@ def test_an_image_of_another_shape_or_type_is_an_error(image: np.ndarray, tmp_pa
 
 def test_an_unknown_method_and_a_percentile_out_of_range_are_errors(tmp_path: Path) -> None:
     path = saved(block_model(), tmp_path)
-    with pytest.raises(ConfigError, match="'max'.*minmax, percentile, entropy, mse"):
+    with pytest.raises(ConfigError, match=r"'max'.*minmax, percentile, entropy, mse"):
         ranges_from_images(path, random_images(1), method="max")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="percentile of 0.99999"):
+    with pytest.raises(ConfigError, match=r"percentile of 0.99999"):
         ranges_from_images(path, random_images(1), percentile=0.99999)
 
 
@@ -153,11 +155,11 @@ def test_a_graph_with_a_float_input_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_and_a_damaged_file_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="no file .*missing.onnx"):
+    with pytest.raises(GraphError, match=r"no file .*missing.onnx"):
         ranges_from_images(tmp_path / "missing.onnx", random_images(1))
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(b"\xff" * 100)
-    with pytest.raises(GraphError, match="unreadable as ONNX|not valid ONNX"):
+    with pytest.raises(GraphError, match=r"unreadable as ONNX|not valid ONNX"):
         ranges_from_images(damaged, random_images(1))
 
 

@@ -44,7 +44,7 @@ def opencv(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.int64]:
         ((1, 300), (512, 1)),
     ],
 )
-def test_bilinear_is_opencv_on_nearly_every_pixel_and_nowhere_further_than_one_level(
+def test_bilinear_is_opencv_on_most_pixels_and_nowhere_further_than_one_level(
     source: tuple[int, int], target: tuple[int, int]
 ) -> None:
     image = noise(*source, 3)
