@@ -120,7 +120,7 @@ def _orientation(image: Any, exif: Any) -> int:
     Not `image.getexif()`, which also believes XMP; OpenCV does not.
     """
     if image.format == "TIFF":
-        return int(image.tag_v2.get(_EXIF_ORIENTATION, 1))  # New Pillow turned it and removed it.
+        return 1  # Pillow turned it when it loaded it.
     try:
         exif.load(image.info.get("exif", b""))
         return int(exif.get(_EXIF_ORIENTATION, 1))

@@ -35,6 +35,7 @@ _CONVERTIBLE = {
     "LA": "grey with alpha",
     "PA": "palette with alpha",
     "RGBA": "RGB with alpha",
+    "RGBX": "RGB with further channels",  # Before Pillow 11; now its mode is RGB.
     "CMYK": "CMYK",
     "YCbCr": "YCbCr",
     "I;16": "16-bit grey",
@@ -184,7 +185,7 @@ def _loss_as_rgb(decoded: Decoded, path: Path) -> str:
     if image.mode == "P":
         return "palette with transparency" if "transparency" in image.info else ""
     if image.mode == "I" and image.format == "PNG":
-        return "16-bit grey"  # Before Pillow 11.
+        return "16-bit grey"  # Pillow 10 and older; now its mode is I;16.
     if image.mode not in _CONVERTIBLE:
         raise ImageError(
             f"{str(path)!r} of mode {image.mode}",

@@ -127,6 +127,8 @@ def _load(request: ExportRequest, progress: Progress) -> Work:
     if not pairs:
         warnings.append("no --val: the loss of accuracy was not measured")
     progress.note(_summary(loaded, input_spec))
+    for note in loaded.notes:
+        progress.note(note)
     return Work(loaded, input_spec, spec, pairs, calib, warnings)
 
 

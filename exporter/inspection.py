@@ -102,5 +102,6 @@ def _checkpoint_facts(path: Path) -> Facts:
         "mean": list(loaded.mean),
         "std": list(loaded.std),
         "sha256": loaded.checkpoint.sha256,
+        "notes": list(loaded.notes),
         "warnings": list(loaded.warnings),
     }

@@ -41,7 +41,8 @@ class LoadOptions:
 class LoadedModel:
     """`net` takes normalised RGB (N, C, H, W) float32 and is in eval mode, not rewritten.
 
-    `classes` and `palette` have one entry for each output, `named` of them known by name.
+    `classes` and `palette` have one entry for each output, `named` of them known by name. `notes`
+    say how the file was read; `warnings` what was assumed or may surprise.
     """
 
     net: nn.Module
@@ -53,6 +54,7 @@ class LoadedModel:
     palette: tuple[tuple[int, int, int], ...]
     named: int
     checkpoint: Checkpoint
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -60,7 +62,7 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
     """Read, recognise and describe. Raises CheckpointError or ConfigError."""
     options = options or LoadOptions()
     checkpoint = state_dict_from_checkpoint(path)
-    warnings = list(checkpoint.notes)
+    warnings: list[str] = []
     settings = settings_from_config_text(checkpoint.config_text or "")
     warnings += settings.notes if checkpoint.config_text else ()
     net, description = model_from_state_dict(
@@ -83,7 +85,17 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
     # The tensors now live in the net; a second reference would keep what loading converted.
     checkpoint = replace(checkpoint, tensors={})
     return LoadedModel(
-        net, description, settings, mean, std, names, palette, named, checkpoint, tuple(warnings)
+        net=net,
+        description=description,
+        settings=settings,
+        mean=mean,
+        std=std,
+        classes=names,
+        palette=palette,
+        named=named,
+        checkpoint=checkpoint,
+        notes=checkpoint.notes,
+        warnings=tuple(warnings),
     )
 
 

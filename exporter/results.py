@@ -67,6 +67,7 @@ def measured(
             rows, work.loaded.classes[: work.loaded.named], request.max_drop
         )
         skipped = evaluation.skipped
+    work.warnings += _speed_warnings(rows)
     report = _report(work, rows)
     report["data"] = {
         "folder": str(request.data.val or ""),
@@ -103,6 +104,18 @@ def _speed_rows(
             rows.append(onnx_row(form, request.runs))
         progress.advance(total, total)
     return rows
+
+
+def _speed_warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A CPU shows the accuracy of INT8, not what a GPU gains by it."""
+    speed = {row["precision"]: row.get("latency_p50_ms") for row in rows[1:]}
+    fp32, int8 = speed.get("fp32"), speed.get("int8")
+    if fp32 is None or int8 is None or int8 <= fp32:
+        return []
+    return [
+        f"on this CPU INT8 is slower than FP32 ({int8:.0f} against {fp32:.0f} ms): ONNX Runtime's "
+        "CPU kernels show INT8's accuracy, not the speed it has on a GPU"
+    ]
 
 
 def _report(work: Work, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -157,7 +157,15 @@ def test_masks_without_an_image_are_named_beside_images_without_a_mask(tmp_path:
     root = touched(tmp_path, "images/a.jpg", "images/b.jpg", "masks/a.png", "masks/c.png")
     with pytest.raises(
         DatasetError,
-        match=r"1 images without a mask in .*\('b.jpg'\) and 1 masks without an image .*\('c.png'\)",
+        match=r"1 images without a mask in .*\('b.jpg'\) and 1 masks without an image.*\('c.png'\)",
+    ):
+        pairs_from_folder(root)
+
+
+def test_masks_without_an_image_are_refused_too(tmp_path: Path) -> None:
+    root = touched(tmp_path, "images/a.jpg", "masks/a.png", "masks/b.png")
+    with pytest.raises(
+        DatasetError, match=r"got 1 masks without an image in '.*' \('b.png'\); exp"
     ):
         pairs_from_folder(root)
 

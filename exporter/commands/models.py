@@ -20,7 +20,8 @@ def models(as_json: bool) -> None:
         entries = [dataclasses.asdict(entry) for entry in ZOO]
         click.echo(json.dumps(entries, ensure_ascii=False, indent=2))
         return
-    table = Table("model", "data set", "size", "test", "mIoU", "ms+flip", "M params", "weights")
+    headings = ("model", "data set", "size", "test", "mIoU", "ms+flip", "M par.", "weights")
+    table = Table(*headings, box=None, pad_edge=False)
     for entry in ZOO:
         table.add_row(
             entry.model,
@@ -30,7 +31,7 @@ def models(as_json: bool) -> None:
             _cell(entry.miou),
             _cell(entry.miou_ms_flip),
             _cell(entry.parameters_m, 1),
-            "published" if entry.url else "give --checkpoint",
+            "published" if entry.url else "not public",
         )
     Console().print(table)
 

@@ -28,9 +28,15 @@ TOLERANCE = 4e-4
 MIN_AGREEMENT = 99.99
 
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-MIT_DIMS = {"b0": [32, 64, 160, 256]} | dict.fromkeys(
-    ("b1", "b2", "b3", "b4", "b5"), [64, 128, 320, 512]
-)
+_WIDE = [64, 128, 320, 512]
+MIT_DIMS = {
+    "b0": [32, 64, 160, 256],
+    "b1": _WIDE,
+    "b2": _WIDE,
+    "b3": _WIDE,
+    "b4": _WIDE,
+    "b5": _WIDE,
+}
 MIT_DEPTHS = {
     "b0": [2, 2, 2, 2],
     "b1": [2, 2, 2, 2],
@@ -213,17 +219,16 @@ def _jitter(norms: list[nn.BatchNorm2d], generator: torch.Generator) -> None:
 
 def _balance(classifier: nn.Conv2d, logits: Callable[[], Tensor]) -> None:
     assert classifier.bias is not None
-    values = logits()
-    factor = LOGIT_SIGMA / values.std(dim=(0, 2, 3))
-    classifier.weight *= factor.view(-1, 1, 1, 1)
     classifier.bias.zero_()
-    values = (values - values.mean(dim=(0, 2, 3), keepdim=True)) * factor.view(1, -1, 1, 1)
-    count = values.shape[1]
-    shift = torch.zeros(count)
-    for _ in range(200):  # towards equal shares; rare classes gain, frequent ones lose
-        share = class_shares((values + shift.view(1, -1, 1, 1)).argmax(1), count)
-        shift -= 0.05 * LOGIT_SIGMA * torch.log(share * count + 0.1)
-    classifier.bias += shift - logits().mean(dim=(0, 2, 3))
+    rows = logits().movedim(1, 3).flatten(0, 2)  # (pixels, classes)
+    factor = LOGIT_SIGMA / rows.std(dim=0)
+    centred = (rows - rows.mean(dim=0)) * factor
+    shift = torch.zeros(rows.shape[1])
+    for _ in range(100):  # towards equal shares; rare classes gain, frequent ones lose
+        share = class_shares((centred + shift).argmax(1), len(shift))
+        shift -= 0.1 * LOGIT_SIGMA * torch.log(share * len(shift) + 0.1)
+    classifier.weight *= factor.view(-1, 1, 1, 1)
+    classifier.bias += shift - rows.mean(dim=0) * factor
 
 
 def class_shares(labels: Tensor, count: int) -> Tensor:
