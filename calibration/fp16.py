@@ -9,22 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.extremes import ExtremesSession
+from calibration.float16_range import check_float16_range, clamped_to_float16
 from calibration.onnx_file import (
     data_inputs,
     model_from_onnx_file,
     node_label,
     opset_of,
-    probe_batch,
     write_checked_onnx,
 )
 from engines.errors import GraphError
 
-LARGEST = 65504.0  # of float16
-ROUNDS_TO_INFINITY = 65520.0
 SMALLEST = np.float16(2.0**-24)
 FLOAT, FLOAT16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _SUFFIX = {FLOAT: "float32", FLOAT16: "float16"}
@@ -60,12 +56,14 @@ def fp16_onnx_from_onnx(
     """
     original = model_from_onnx_file(onnx_path)
     kept = _nodes_matching(original.graph, fp32_nodes)
+    float32 = onnx.ModelProto()
+    float32.CopyFrom(original)
+    _initializers_from_constants(float32.graph)
     model = onnx.ModelProto()
-    model.CopyFrom(original)
-    _initializers_from_constants(model.graph)
+    model.CopyFrom(float32)
     converter = _Converter(model, kept)
     record = converter.convert()
-    _check_overflow(original, converter.float16_tensors())
+    check_float16_range(float32, converter.float16_tensors())
     write_checked_onnx(model, out_path, like=original)
     return record
 
@@ -206,7 +204,7 @@ class _Converter:
 
     def _float16(self, tensor: TensorProto, name: str, keep_positive: bool) -> TensorProto:
         values = numpy_helper.to_array(tensor)
-        clamped, count = _clamped(values)
+        clamped, count = clamped_to_float16(values)
         halves = clamped.astype(np.float16)
         if keep_positive:  # a scale of 0 would divide 0 by 0
             halves = np.maximum(halves, SMALLEST)
@@ -222,43 +220,6 @@ class _Converter:
             name += "_"
         self._taken.add(name)
         return name
-
-
-def _check_overflow(original: onnx.ModelProto, tensors: tuple[str, ...]) -> None:
-    """GraphError where a tensor that is to be float16 passes 65504 in the float32 graph.
-
-    The float16 graph cannot show it here: ONNX Runtime's CPU provider computes most operators in
-    float32 and drops the casts between them (1.31, at every optimisation level).
-    """
-    model = onnx.ModelProto()
-    model.CopyFrom(original)
-    for tensor in model.graph.initializer:
-        if tensor.data_type == FLOAT:  # so that a mask of -1e9 is the -65504 that it becomes
-            clamped, _ = _clamped(numpy_helper.to_array(tensor))
-            tensor.CopyFrom(numpy_helper.from_array(clamped, tensor.name))
-    if not tensors:
-        return
-    extremes = ExtremesSession(model, tensors).extremes(probe_batch(model))
-    largest = np.abs(extremes).max(axis=1)
-    beyond = np.flatnonzero(~(largest < ROUNDS_TO_INFINITY))  # NaN, too
-    if beyond.size:
-        name, value = tensors[beyond[0]], largest[beyond[0]]
-        writer = next(node for node in original.graph.node if name in node.output)
-        raise GraphError(
-            f"{beyond.size} tensors beyond float16, first {name} (magnitude {value:.4g}), "
-            f"written by {node_label(writer)}",
-            expected=f"magnitudes up to {LARGEST:.0f}",
-            do="keep the nodes that write and read them in FP32",
-        )
-
-
-def _clamped(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
-    """Finite values moved to +-65504, and how many were.
-
-    An infinity is the minus infinity of an attention mask, not a large number, and stays.
-    """
-    beyond = np.isfinite(values) & (np.abs(values) > LARGEST)
-    return np.where(beyond, np.copysign(np.float32(LARGEST), values), values), int(beyond.sum())
 
 
 def _drop_unread_initializers(graph: onnx.GraphProto) -> None:

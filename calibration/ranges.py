@@ -66,6 +66,9 @@ def ranges_from_images(
 
     images: any iterable of (H, W, C) uint8 at the network's input size, read lazily, one in memory
         at a time; none at all is a DatasetError, for nothing is ever calibrated on noise.
+    method: "mse" is the default because it agreed best with FP32. SegFormer-B0 on 84 rice panicle
+        tiles, six sets of 24 calibration tiles, mean pixel agreement: mse 99.77 %, percentile
+        99.999 99.73 %, minmax 99.66 %, entropy 99.16 %.
     on_image: called with the number of images done.
     A value that is not finite is a GraphError that names the tensor and the image.
     """

@@ -42,7 +42,7 @@ class ExportRequest:
     data: DataOptions = field(default_factory=DataOptions)
     int8: bool = False
     fp16: bool = False
-    method: str = "percentile"
+    method: str = "mse"
     percentile: float = 99.999
     max_drop: float = 1.0
     runs: int = 20

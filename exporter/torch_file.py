@@ -14,6 +14,7 @@ strides within the storage. Nothing is read but what is asked for, so optimizer 
 from __future__ import annotations
 
 import io
+import math
 import struct
 import sys
 import zipfile
@@ -38,6 +39,8 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _ENCRYPTED = 0x1
 # Tensors that repeat their storage (expanded, overlapping) may need this much more than the file.
 _REPEAT_FACTOR, _REPEAT_BYTES = 4, 64_000_000
+# Above 2^63 the product of a tensor's other axes overflows, even if one axis has length 0.
+_MAX_EMPTY = 2**40
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class TorchFile:
                 f"file holds {record.nbytes}",
             )
         if 0 in tensor.size:
-            if max(tensor.size) > self.size:
+            if math.prod(n for n in tensor.size if n) > _MAX_EMPTY:
                 raise damaged(self.path, f"tensor {name!r} of an impossible size")
             return
         last = tensor.offset + sum(
@@ -228,7 +231,8 @@ def _zip_record(path: Path, stream: BinaryIO, entry: zipfile.ZipInfo, size: int)
             expected="stored records, as torch.save writes them",
             do="save it again: torch.save(torch.load(FILE, weights_only=True), NEW_FILE)",
         )
-    stream.seek(max(entry.header_offset, 0))
+    inside = 0 <= entry.header_offset <= size  # zipfile takes any 64-bit number, minus a correction
+    stream.seek(entry.header_offset if inside else size)
     header = stream.read(_LOCAL_HEADER.size)
     if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
         raise damaged(path, f"record {entry.filename!r} is not where the directory says")

@@ -189,6 +189,7 @@ def test_a_view_of_a_legacy_storage_starts_where_it_says(tmp_path: Path) -> None
         (Claim(Storage("0", 4), (10**6, 10**6), (0, 0)), "would fill 4000000000000 bytes"),
         (Claim(Storage("0", 4), (2**40, 2**40), (0, 0)), "would fill"),
         (Claim(Storage("0", 4), (0, 2**62, 2**62), (1, 1, 1)), "impossible size"),
+        (Claim(Storage("0", 4), (0, *(4,) * 60), (1,) * 61), "impossible size"),
         (Claim(Storage("0", 4), (2, 2), (1,)), "differ in length"),
     ],
 )
@@ -252,6 +253,18 @@ def test_two_records_of_the_same_name_are_refused(tmp_path: Path) -> None:
             others={"model/data/0": floats(2)},
         )
     with pytest.raises(CheckpointError, match="two zip records with the same name"):
+        state_dict_from_checkpoint(path)
+
+
+@pytest.mark.parametrize("offset", [10**6, 2**32 - 2])
+def test_a_record_that_the_directory_places_outside_is_refused(tmp_path: Path, offset: int) -> None:
+    claim = Claim(Storage("0", 1), (1,), (1,))
+    path = write_zip(tmp_path / "a.pth", {"a": claim}, {"0": floats(1)})
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")  # the directory's entry of the data record
+    data[entry + 42 : entry + 46] = offset.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not where the directory says"):
         state_dict_from_checkpoint(path)
 
 

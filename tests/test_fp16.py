@@ -118,6 +118,16 @@ def test_infinities_stay_infinite(tmp_path: Path) -> None:
     assert record.clamped == {}
 
 
+@pytest.mark.parametrize("masked", ["-1000000000.0", "-inf"])
+def test_an_attention_mask_is_no_overflow(masked: str, tmp_path: Path) -> None:
+    values = np.array([0.0, 0.0, float(masked)])
+    model = _scaled_by("y = Add (x, c)  logits = Softmax <axis = -1> (y)", c=values)
+    _converted(model, tmp_path)
+    batch = np.full((1, 2, 2, 3), 200, dtype=np.uint8)
+    got = outputs_of(tmp_path / "fp16.onnx", batch)["logits"]
+    assert np.array_equal(got[0, 0, 0], [0.5, 0.5, 0.0])
+
+
 def test_values_too_small_for_float16_are_recorded(tmp_path: Path) -> None:
     _, record = _converted(
         _scaled_by("logits = Add (x, c)", c=np.array([1e-12, 0.0, 1.0])), tmp_path

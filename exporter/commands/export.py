@@ -49,7 +49,7 @@ Examples:
 @click.option(
     "--calibrator",
     type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-    default="percentile",
+    default="mse",
     show_default=True,
     help="How a range is chosen.",
 )

@@ -16,5 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # Imports of mmengine and mmcv 2.1 with current PyTorch.
         "ignore:`torch.jit:DeprecationWarning",
         "ignore:``MultiScaleDeformableAttention`` has been moved:ImportWarning",
+        # mmsegmentation building its own heads, of two classes too.
+        "ignore:``build_loss`` would be deprecated soon:UserWarning",
+        "ignore:Default ``avg_non_ignore`` is False:UserWarning",
+        "ignore:For binary segmentation, we suggest:UserWarning",
     ):
         config.addinivalue_line("filterwarnings", line)

@@ -62,7 +62,7 @@ class Spec:
 SPECS = [
     Spec("b0", (512, 512), classes=19),
     Spec("b0", (250, 190), channels=5, classes=6),
-    Spec("b0", (160, 96), classes=2, align_corners=True),
+    Spec("b0", (161, 97), classes=2, align_corners=True),
     Spec("b1", (256, 256), classes=150),
     Spec("b1", (224, 320), channels=5, classes=2, head_channels=768),
     Spec("b2", (224, 320), classes=172, head_channels=768),
