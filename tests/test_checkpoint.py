@@ -268,6 +268,17 @@ def test_a_record_that_the_directory_places_outside_is_refused(tmp_path: Path, o
         state_dict_from_checkpoint(path)
 
 
+def test_a_directory_that_places_records_before_the_file_is_refused(tmp_path: Path) -> None:
+    claim = Claim(Storage("0", 1), (1,), (1,))
+    path = write_zip(tmp_path / "a.pth", {"a": claim}, {"0": floats(1)})
+    data = bytearray(path.read_bytes())
+    end = data.rindex(b"PK\x05\x06")
+    data[end + 16 : end + 20] = (10**6).to_bytes(4, "little")  # where the directory starts
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged or was cut short"):
+        state_dict_from_checkpoint(path)
+
+
 def test_a_record_that_names_another_folder_is_never_a_path(tmp_path: Path) -> None:
     claim = Claim(Storage("../../outside", 1), (1,), (1,))
     path = write_zip(tmp_path / "a.pth", {"a": claim}, {"../../outside": floats(5)})

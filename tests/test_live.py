@@ -221,7 +221,9 @@ def test_ctrl_c_on_a_real_terminal_shows_the_cursor_again() -> None:
     script = (
         "import sys, time; from exporter.live import progress_for\n"
         "try:\n"
-        "    with progress_for(sys.stdout).stage('Working'): time.sleep(30)\n"
+        "    with progress_for(sys.stdout).stage('Working'):\n"
+        # Short naps: a signal that comes just before one long sleep would wait for its end.
+        "        for _ in range(600): time.sleep(0.05)\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )
     ours, theirs = pty.openpty()
