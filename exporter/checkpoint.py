@@ -15,7 +15,7 @@ from torch import Tensor
 from engines.errors import CheckpointError
 from engines.images import sha256_of_file
 from exporter.file_kind import EXPECTED, file_kind
-from exporter.pickle_records import NumpyArray
+from exporter.pickle_records import NumpyArray, Placeholder
 from exporter.state_dict import (
     check_finite,
     cleaned_names,
@@ -26,6 +26,8 @@ from exporter.torch_file import damaged, torch_file_from_path
 
 MAX_TEXT = 4 * 2**20  # a training configuration has about 10 000 characters
 _HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# mmengine and mmcv
+_CLASS_KEYS = (("classes", "palette"), ("CLASSES", "PALETTE"))
 _SHARD = re.compile(r".*-[0-9]{5}-of-[0-9]{5}\.(safetensors|bin)")
 
 Color = tuple[int, int, int]
@@ -160,7 +162,8 @@ def _classes_from_meta(
     names, colors = found[0] if found else (None, None)
     names, colors = _plain(names), _plain(colors)
     if not isinstance(names, list) or not names or not all(type(n) is str for n in names):
-        return None, None, ["class names of an unreadable kind were ignored"] if found else []
+        unread = bool(found) or isinstance(stored, Placeholder)
+        return None, None, ["class names of an unreadable kind were ignored"] if unread else []
     classes = tuple("".join(c if c.isprintable() else "?" for c in name) for name in names)
     if colors is None or colors == []:
         return classes, None, []
@@ -168,9 +171,6 @@ def _classes_from_meta(
     if palette is None or len(palette) != len(classes):
         return classes, None, ["a stored palette that does not fit the class names was ignored"]
     return classes, palette, []
-
-
-_CLASS_KEYS = (("classes", "palette"), ("CLASSES", "PALETTE"))
 
 
 def _plain(value: object) -> object:

@@ -14,14 +14,14 @@ from calibration.onnx_file import model_from_onnx_file
 from engines.bundle import FileInfo, InputSpec, bundle_from_folder, bundle_path
 from engines.bundle_fields import FILE_NAME
 from engines.dataset import Pair, pairs_from_folder
-from engines.errors import CheckpointError, GraphError
-from engines.evaluate import Predictor, evaluate_predictors
-from engines.images import image_from_file, sha256_of_file
+from engines.errors import CheckpointError, ConfigError, GraphError
+from engines.evaluate import evaluate_predictors
+from engines.images import sha256_of_file
 from engines.onnx_predictor import OnnxPredictor
 from exporter.benchmark import benchmark_checkpoint
 from exporter.classes import checked_classes, classes_from_file
 from exporter.live import Progress
-from exporter.load import LoadOptions, load_model, network_size
+from exporter.load import LoadOptions, first_image_hw, load_model, network_size
 from exporter.machine import machine_record, package_versions
 from exporter.measure import (
     Form,
@@ -34,6 +34,7 @@ from exporter.measure import (
 )
 from exporter.onnx_graph import GraphSpec, ImageToLabels
 from exporter.request import DataOptions
+from exporter.results import left_out_lines
 from exporter.run_onnx import logits_tensor
 from exporter.strips import Strip
 from exporter.torch_predictor import TorchPredictor
@@ -72,14 +73,15 @@ def evaluate_target(
     Raises the UserError of whatever cannot be used.
     """
     assert data.val is not None  # the command requires it
+    _check_options(target, options, size)
     with progress.stage("load"):
         pairs = pairs_from_folder(data.val, masks=data.val_masks)
-        found = _target(target, options, size, pairs[0], data)
+        found = _target(target, options, size, pairs, data)
     with progress.stage("time each form"):
         rows = [onnx_row(form, RUNS) for form in found.forms]
         if found.torch is not None and found.torch_path is not None:
             rows = [_torch_row(found.torch.name, found.torch_path, found.input.hw)]
-    zero = data.reduce_zero_label
+    zero = found.reduce_zero_label if data.reduce_zero_label is None else data.reduce_zero_label
     with progress.stage("evaluate"), open_predictors(found.forms, found.torch) as predictors:
         evaluation = evaluate_predictors(
             predictors,
@@ -87,13 +89,20 @@ def evaluate_target(
             input=found.input,
             num_outputs=found.num_outputs,
             num_classes=len(found.classes),
-            reduce_zero_label=found.reduce_zero_label if zero is None else zero,
+            reduce_zero_label=zero,
             convert_images=data.convert_images,
             skip_bad=data.skip_bad,
             on_image=progress.advance,
         )
-        strips = _strips(evaluation, predictors, found, data)
-    for line in (*found.warnings, *(f"left out {name}" for name in evaluation.skipped)):
+        strips = strips_of_worst(
+            evaluation,
+            predictors,
+            found.input,
+            found.palette,
+            convert_images=data.convert_images,
+            reduce_zero_label=zero,
+        )
+    for line in (*found.warnings, *left_out_lines("validation", evaluation.skipped)):
         progress.warn(line)
     report = {
         "format": "riceseg-report",
@@ -121,17 +130,31 @@ def evaluate_target(
     return report, strips
 
 
-def _strips(
-    evaluation: Any, predictors: Sequence[Predictor], found: _Target, data: DataOptions
-) -> list[Strip]:
-    return strips_of_worst(evaluation, predictors, found.input, found.palette, data.convert_images)
+def _check_options(target: Path, options: LoadOptions, size: tuple[int, int] | None) -> None:
+    """A graph has its size and normalisation inside; to ignore an option would mislead."""
+    is_bundle, is_graph = _is_bundle(target), target.suffix == ".onnx"
+    given = {"--size": size, "--keep-classes": options.keep_classes,
+             "--mean": options.mean, "--std": options.std}  # fmt: skip
+    unused = [name for name, value in given.items() if value is not None]
+    if is_bundle and options.classes is not None:
+        unused.append("--classes")
+    if unused and (is_bundle or is_graph):
+        raise ConfigError(
+            f"{unused[0]} for {'a bundle' if is_bundle else 'an ONNX file'}",
+            expected=f"{unused[0]} with a checkpoint only",
+            do="leave it out, or evaluate the checkpoint",
+        )
+
+
+def _is_bundle(target: Path) -> bool:
+    return target.is_dir() and (target / FILE_NAME).is_file()
 
 
 def _target(
     target: Path,
     options: LoadOptions,
     size: tuple[int, int] | None,
-    first: Pair,
+    pairs: Sequence[Pair],
     data: DataOptions,
 ) -> _Target:
     if not target.exists():
@@ -140,11 +163,11 @@ def _target(
             expected="a bundle, a checkpoint or an ONNX file",
             do="check the path",
         )
-    if target.is_dir() and (target / FILE_NAME).is_file():
+    if _is_bundle(target):
         return _from_bundle(target)
     if target.suffix == ".onnx":
         return _from_onnx(target, options)
-    return _from_checkpoint(target, options, size, first, data)
+    return _from_checkpoint(target, options, size, pairs, data)
 
 
 def _from_bundle(folder: Path) -> _Target:
@@ -183,7 +206,7 @@ def _from_onnx(path: Path, options: LoadOptions) -> _Target:
         name=path.stem,
         input=input_spec,
         classes=classes[: len(given.names)] if given else classes,
-        palette=palette,
+        palette=palette[: len(given.names)] if given else palette,
         num_outputs=num_outputs,
         reduce_zero_label=False,
         checkpoint=None,
@@ -209,13 +232,18 @@ def _from_checkpoint(
     path: Path,
     options: LoadOptions,
     size: tuple[int, int] | None,
-    first: Pair,
+    pairs: Sequence[Pair],
     data: DataOptions,
 ) -> _Target:
     loaded = load_model(path, options)
     channels = loaded.description.in_channels
-    image = image_from_file(first.image, channels=channels, convert=data.convert_images)
-    hw, resize = network_size(loaded, (image.shape[0], image.shape[1]))
+    image_hw = first_image_hw(
+        [pair.image for pair in pairs],
+        channels=channels,
+        convert=data.convert_images,
+        skip_bad=data.skip_bad,
+    )
+    hw, resize = network_size(loaded, image_hw)
     input_spec = InputSpec(
         "image", size or hw, channels, "RGB" if channels == 3 else "as trained",
         mean=loaded.mean, std=loaded.std, resize=resize, batch=(1, 1, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,12 @@ from engines.errors import ConfigError, ImageError
 from engines.images import image_from_file
 from engines.resize import network_image_from_image
 from exporter.live import Progress
-from exporter.load import LoadedModel, load_model, network_size
+from exporter.load import LoadedModel, first_image_hw, load_model, network_size
 from exporter.onnx_graph import GraphSpec, ImageToLabels, onnx_from_model
 from exporter.parity import check_parity
 from exporter.report import write_report
 from exporter.request import DataOptions, ExportRequest
-from exporter.results import bundle_of, measured
+from exporter.results import bundle_of, left_out_lines, measured
 from exporter.rewrites import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from exporter.staging import whole_folder
@@ -54,6 +55,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
     Raises UserError for input that cannot be used and GateError when the graph does not reproduce
     PyTorch. A loss of accuracy beyond `max_drop` is no exception: see `ExportResult.gate`.
     """
+    _check_inputs_stay(request)
     with whole_folder(request.out, overwrite=request.overwrite) as folder:
         with progress.stage("load"):
             work = _load(request, progress)
@@ -84,10 +86,23 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
         report, strips, gate = measured(request, work, folder, reference, progress)
         with progress.stage("write report and bundle"):
             write_report(report, folder, strips=strips)
-            write_bundle_json(bundle_of(work, gate, report["created"]), folder)
+            write_bundle_json(bundle_of(request, work, gate, report["created"]), folder)
     for warning in work.warnings:
         progress.warn(warning)
     return ExportResult(request.out, report, gate)
+
+
+def _check_inputs_stay(request: ExportRequest) -> None:
+    """Replacing a bundle removes its folder, and with it all that lies inside."""
+    out = Path(os.path.realpath(request.out))
+    data, classes = request.data, request.load.classes
+    for path in (request.checkpoint, classes, data.calib, data.val, data.val_masks):
+        if path is not None and Path(os.path.realpath(path)).is_relative_to(out):
+            raise ConfigError(
+                f"{path}, which lies inside --out {request.out}",
+                expected="a folder of its own for the bundle",
+                do="choose another --out, or move the file away",
+            )
 
 
 def _load(request: ExportRequest, progress: Progress) -> Work:
@@ -96,13 +111,12 @@ def _load(request: ExportRequest, progress: Progress) -> Work:
     pairs = pairs_from_folder(data.val, masks=data.val_masks) if data.val is not None else ()
     calib = _calibration_images(request, pairs)
     warnings = list(loaded.warnings)
-    first = pairs[0].image if pairs else calib[0].path if calib else None
-    image_hw = None
-    if first is not None:
-        image = image_from_file(
-            first, channels=loaded.description.in_channels, convert=data.convert_images
-        )
-        image_hw = (image.shape[0], image.shape[1])
+    image_hw = first_image_hw(
+        [pair.image for pair in pairs] or [item.path for item in calib],
+        channels=loaded.description.in_channels,
+        convert=data.convert_images,
+        skip_bad=data.skip_bad,
+    )
     hw, resize = network_size(loaded, image_hw)
     graph = request.graph
     input_spec = InputSpec(
@@ -126,6 +140,8 @@ def _load(request: ExportRequest, progress: Progress) -> Work:
     )
     if not pairs:
         warnings.append("no --val: the loss of accuracy was not measured")
+    if data.calib is not None and not request.int8:
+        warnings.append("--calib without --int8 has no effect: no INT8 graph was written")
     progress.note(_summary(loaded, input_spec))
     for note in loaded.notes:
         progress.note(note)
@@ -174,7 +190,7 @@ def _parity_images(work: Work, data: DataOptions) -> tuple[np.ndarray[Any, Any],
     """A whole number of the graph's usual batches: real images, or a pattern without any."""
     files = [p.image for p in work.pairs] or [c.path for c in work.calib]
     count = -(-PARITY_IMAGES // work.spec.batch[1]) * work.spec.batch[1]
-    readable = _network_images(files, work.input, data, [])
+    readable = _network_images(files, work.input, data, {})
     images = [image for image, _ in zip(readable, range(count), strict=False)]
     if images:
         repeated = [images[i % len(images)] for i in range(count)]
@@ -195,7 +211,7 @@ def _pattern(input_spec: InputSpec, count: int) -> np.ndarray[Any, Any]:
 
 
 def _network_images(
-    files: Sequence[Path], input_spec: InputSpec, data: DataOptions, skipped: list[str]
+    files: Sequence[Path], input_spec: InputSpec, data: DataOptions, skipped: dict[Path, str]
 ) -> Iterator[np.ndarray[Any, Any]]:
     """Images at network size, one at a time; unreadable ones raise or are named in `skipped`."""
     for path in files:
@@ -204,13 +220,13 @@ def _network_images(
         except ImageError as error:
             if not data.skip_bad:
                 raise
-            skipped.append(f"{path.name}: {error}")
+            skipped[path] = str(error)
             continue
         yield network_image_from_image(image, input_spec.hw, input_spec.rule, input_spec.pad_value)
 
 
 def _calibrate(request: ExportRequest, work: Work, folder: Path, progress: Progress) -> None:
-    skipped: list[str] = []
+    skipped: dict[Path, str] = {}
     files = [item.path for item in work.calib]
     work.ranges = ranges_from_images(
         folder / "model.onnx",
@@ -219,9 +235,9 @@ def _calibrate(request: ExportRequest, work: Work, folder: Path, progress: Progr
         percentile=request.percentile,
         on_image=lambda done: progress.advance(done + len(skipped), len(files)),
     )
-    work.warnings += [f"calibration image left out: {name}" for name in skipped]
-    left_out = {name.split(": ")[0] for name in skipped}
-    work.calib = tuple(item for item in work.calib if item.path.name not in left_out)
+    lines = [f"{path.name}: {reason}" for path, reason in skipped.items()]
+    work.warnings += left_out_lines("calibration", lines)
+    work.calib = tuple(item for item in work.calib if item.path not in skipped)
     (folder / "ranges.json").write_text(ranges_to_json(work.ranges), encoding="utf-8")
     write_calibration_cache(work.ranges, folder / "calibration.cache")
     work.add(folder, "ranges", "ranges.json")

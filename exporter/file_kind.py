@@ -1,4 +1,4 @@
-"""Tells a checkpoint file from what is taken for one, by its first bytes and never by its name."""
+"""Tells a checkpoint file from what is taken for one: by its first bytes, then by its suffix."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -9,7 +11,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from engines.errors import ConfigError
+from engines.errors import ConfigError, ImageError
+from engines.images import image_from_file
 from exporter.architectures.description import ModelDescription
 from exporter.checkpoint import Checkpoint, state_dict_from_checkpoint
 from exporter.classes import checked_classes, classes_from_file
@@ -21,6 +24,7 @@ DEFAULT_MEAN, DEFAULT_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 DEFAULT_HW = (512, 512)
 Resize = Literal["stretch", "letterbox"]
 SIDE_MULTIPLE = 32
+SMALLEST_STD = 1e-6  # its reciprocal and every product with it are finite in float32
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,6 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
     mean, std = _normalisation(checkpoint, settings, options, description.in_channels, warnings)
     if settings.to_rgb is False and description.in_channels == 3:
         _reverse_input_channels(net)
-        mean, std = mean[::-1], std[::-1]
         warnings.append("trained on BGR images: the first convolution now takes RGB")
     names, palette, named = _classes(checkpoint, options, description.num_outputs, warnings)
     if settings.test_mode == "slide":
@@ -106,8 +109,13 @@ def _normalisation(
     channels: int,
     warnings: list[str],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """From the options, the config text, Hugging Face's preprocessor, or the family default."""
-    mean, std = options.mean or settings.mean, options.std or settings.std
+    """From the options, the config text, Hugging Face's preprocessor, or the family default.
+
+    In RGB order: the config text alone gives it in the order of the network's input.
+    """
+    step = -1 if settings.to_rgb is False and channels == 3 else 1
+    mean = options.mean or (settings.mean and settings.mean[::step])
+    std = options.std or (settings.std and settings.std[::step])
     hf = checkpoint.hf_preprocessor
     if (mean is None or std is None) and hf and hf.get("image_mean") and hf.get("image_std"):
         mean = mean or tuple(255.0 * float(v) for v in hf["image_mean"])
@@ -121,8 +129,17 @@ def _normalisation(
             expected=f"{channels} numbers each, in the 0..255 scale",
             do="give them with --mean and --std, separated by commas",
         )
-    if min(std) <= 0:
-        raise ConfigError(f"std {std}", expected="numbers above 0", do="correct --std")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) < SMALLEST_STD:
+        raise ConfigError(
+            f"mean {mean} and std {std}",
+            expected=f"finite numbers, and a std of {SMALLEST_STD:g} or more",
+            do="correct them with --mean and --std",
+        )
+    if 0 < max(map(abs, mean)) <= 1 and max(std) <= 1:
+        warnings.append(
+            f"mean {mean} and std {std} look like the scale 0..1; images are 0..255 here: "
+            "multiply both by 255"
+        )
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
@@ -146,6 +163,21 @@ def _reverse_input_channels(net: nn.Module) -> None:
     first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
         first.weight.copy_(first.weight.flip(1))
+
+
+def first_image_hw(
+    files: Iterable[Path], *, channels: int, convert: bool, skip_bad: bool
+) -> tuple[int, int] | None:
+    """Height and width of the first image, or with `skip_bad` of the first that can be read."""
+    for path in files:
+        try:
+            image = image_from_file(path, channels=channels, convert=convert)
+        except ImageError:
+            if not skip_bad:
+                raise
+        else:
+            return image.shape[0], image.shape[1]
+    return None
 
 
 def network_size(

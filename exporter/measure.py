@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engines.benchmark import Benchmark, benchmark_onnx
 from engines.bundle import FileInfo, Gate, InputSpec
-from engines.errors import UserError
+from engines.errors import DatasetError, UserError
 from engines.evaluate import Evaluation, Predictor
 from engines.images import image_from_file, mask_from_file
 from engines.onnx_predictor import OnnxPredictor
 from engines.resize import network_image_from_image
+from engines.scores import IGNORE
 from exporter.machine import package_versions
 from exporter.strips import Strip, strip_panels
 from exporter.torch_predictor import TorchPredictor
@@ -88,7 +91,16 @@ def onnx_row(form: Form, runs: int) -> dict[str, Any]:
 
 
 def with_scores(rows: list[dict[str, Any]], evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Rows joined with scores by name; the order of `rows` stays."""
+    """Rows joined with scores by name; the order of `rows` stays.
+
+    Raises DatasetError when there was nothing to score: no pixel of any mask has a label.
+    """
+    if not math.isfinite(evaluation.rows[0].scores.miou):
+        raise DatasetError(
+            f"{evaluation.images} masks in which no pixel has a label of a named class",
+            expected="masks with the class index of each pixel; 255 means no label",
+            do="check the masks, and --reduce-zero-label",
+        )
     scores = {row.name: row for row in evaluation.rows}
     joined = []
     for row in rows:
@@ -130,7 +142,9 @@ def strips_of_worst(
     predictors: Sequence[Predictor],
     input: InputSpec,
     palette: Sequence[tuple[int, int, int]],
+    *,
     convert_images: bool,
+    reduce_zero_label: bool,
 ) -> list[Strip]:
     """Picture strips of the images on which the first and the last predictor differ most."""
     strips = []
@@ -140,7 +154,11 @@ def strips_of_worst(
         hw = (image.shape[0], image.shape[1])
         first = predictors[0].predict(network, hw, input.rule).image
         last = predictors[-1].predict(network, hw, input.rule).image
-        panels = strip_panels(image[:, :, :3], mask_from_file(worst.mask), first, last, palette)
+        truth = mask_from_file(worst.mask)
+        if reduce_zero_label:
+            truth = np.where(truth == IGNORE, truth, truth - np.uint8(1))  # 0 wraps to 255
+        titles = (predictors[0].name, predictors[-1].name)
+        panels = strip_panels(image[:, :, :3], truth, first, last, palette, titles=titles)
         strips.append(Strip(worst.image.name, worst.agreement, panels))
     return strips
 

@@ -11,7 +11,7 @@ from typing import Any
 from engines.bundle import Bundle, CheckpointInfo, FileInfo, Gate, ModelInfo
 from engines.evaluate import evaluate_predictors
 from exporter.benchmark import benchmark_checkpoint
-from exporter.live import Progress
+from exporter.live import Progress, printable
 from exporter.machine import machine_record, package_versions
 from exporter.measure import (
     Form,
@@ -28,6 +28,8 @@ from exporter.request import ExportRequest
 from exporter.strips import Strip
 from exporter.torch_predictor import TorchPredictor
 from exporter.work import Work
+
+MOST_LINES = 20  # of images that were left out; a broken disk would fill the screen
 
 
 def measured(
@@ -46,27 +48,32 @@ def measured(
     skipped: tuple[str, ...] = ()
     if work.pairs:
         with progress.stage("evaluate"), open_predictors(forms, predictor) as predictors:
-            settings, data = work.loaded.settings, request.data
-            zero = data.reduce_zero_label
+            data, zero = request.data, _reduces_zero_label(request, work)
             evaluation = evaluate_predictors(
                 predictors,
                 work.pairs,
                 input=work.input,
                 num_outputs=work.loaded.description.num_outputs,
                 num_classes=work.loaded.named,
-                reduce_zero_label=bool(settings.reduce_zero_label) if zero is None else zero,
+                reduce_zero_label=zero,
                 convert_images=data.convert_images,
                 skip_bad=data.skip_bad,
                 on_image=progress.advance,
             )
             strips = strips_of_worst(
-                evaluation, predictors, work.input, work.loaded.palette, data.convert_images
+                evaluation,
+                predictors,
+                work.input,
+                work.loaded.palette,
+                convert_images=data.convert_images,
+                reduce_zero_label=zero,
             )
         rows = with_scores(rows, evaluation)
         gate, lost = gate_from_rows(
             rows, work.loaded.classes[: work.loaded.named], request.max_drop
         )
         skipped = evaluation.skipped
+        work.warnings += left_out_lines("validation", skipped)
     work.warnings += _speed_warnings(rows)
     report = _report(work, rows)
     report["data"] = {
@@ -77,6 +84,18 @@ def measured(
     report["gate"] = None if gate is None else {**asdict(gate), "lost": lost}
     report["worst"] = [{"image": s.name, "agreement": s.agreement} for s in strips]
     return report, strips, gate
+
+
+def left_out_lines(part: str, skipped: Sequence[str]) -> list[str]:
+    """A warning for each image that was left out, of the first ones if there are many."""
+    lines = [printable(f"{part} image left out: {line}") for line in skipped[:MOST_LINES]]
+    more = len(skipped) - len(lines)
+    return [*lines, f"{more} more {part} images left out"] if more > 0 else lines
+
+
+def _reduces_zero_label(request: ExportRequest, work: Work) -> bool:
+    told = request.data.reduce_zero_label
+    return bool(work.loaded.settings.reduce_zero_label) if told is None else told
 
 
 def _speed_rows(
@@ -148,24 +167,24 @@ def _calibration_record(work: Work) -> dict[str, Any] | None:
         "int8_nodes": len(work.quantized.nodes),
         "float_nodes": list(work.quantized.float_nodes),
         "int8_macs_percent": work.quantized.int8_macs_percent,
-        "list": [{"file": item.path.name, "sha256": item.sha256} for item in work.calib],
+        "list": [{"file": printable(item.path.name), "sha256": item.sha256} for item in work.calib],
     }
 
 
-def bundle_of(work: Work, gate: Gate | None, created: str) -> Bundle:
+def bundle_of(request: ExportRequest, work: Work, gate: Gate | None, created: str) -> Bundle:
     loaded, found = work.loaded, work.loaded.description
     settings = loaded.settings
     return Bundle(
         name=found.name,
         created=created,
         model=ModelInfo(**asdict(found)),
-        checkpoint=CheckpointInfo(loaded.checkpoint.path.name, loaded.checkpoint.sha256),
+        checkpoint=CheckpointInfo(printable(loaded.checkpoint.path.name), loaded.checkpoint.sha256),
         input=work.input,
         outputs=work.spec.output_names,
         classes=loaded.classes[: loaded.named],
         palette=loaded.palette[: loaded.named],
         num_outputs=found.num_outputs,
-        reduce_zero_label=bool(settings.reduce_zero_label),
+        reduce_zero_label=_reduces_zero_label(request, work),
         test_mode={
             "mode": settings.test_mode or "whole",
             "crop_size": list(settings.crop_size) if settings.crop_size else None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image
 from engines.errors import ImageError, OutputError
 from engines.images import image_files_from, image_from_file
 from engines.segmenter import Segmenter
-from exporter.strips import overlay
+from exporter.strips import UNNAMED_RGB, overlay
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,17 @@ def segment_images(
 
 
 def _output_names(files: Sequence[Path]) -> list[str]:
-    """The stem, or the whole name where two images share a stem (a.jpg and a.png)."""
-    stems = [path.stem for path in files]
-    return [p.stem if stems.count(p.stem) == 1 else p.name for p in files]
+    """The stem; the whole name where images share it (a.jpg and a.png).
+
+    A list may name several folders: where the whole name comes again it is numbered.
+    """
+    stems = Counter(path.stem for path in files)
+    names: dict[str, None] = {}
+    for path in files:
+        name = path.stem if stems[path.stem] == 1 else path.name
+        numbered = (f"{path.name}_{number}" for number in itertools.count(2))
+        names[next(n for n in itertools.chain([name], numbered) if n not in names)] = None
+    return list(names)
 
 
 def _make(folders: Sequence[Path]) -> None:
@@ -87,8 +97,11 @@ def _make(folders: Sequence[Path]) -> None:
 def _palette_image(
     labels: np.ndarray[Any, Any], palette: Sequence[tuple[int, int, int]]
 ) -> Image.Image:
+    # With fewer colours Pillow packs the indices into fewer bits, and those of unnamed outputs,
+    # which have no colour, would come back as others.
+    colours = [*palette, *[UNNAMED_RGB] * (256 - len(palette))]
     picture = Image.fromarray(labels)
-    picture.putpalette([value for rgb in palette for value in rgb])
+    picture.putpalette([value for rgb in colours for value in rgb])
     return picture
 
 
@@ -98,9 +111,10 @@ def _save(picture: Image.Image, path: Path) -> None:
         picture.save(temporary, format="PNG" if path.suffix == ".png" else "JPEG")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(
             f"{path}: {error.strerror or error}",
             expected="room and leave to write",
             do="free some space or choose another --out",
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

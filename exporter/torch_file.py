@@ -229,7 +229,7 @@ def _zip_record(path: Path, stream: BinaryIO, entry: zipfile.ZipInfo, size: int)
         raise CheckpointError(
             f"{path.name}, whose record {entry.filename!r} is compressed or encrypted",
             expected="stored records, as torch.save writes them",
-            do="save it again: torch.save(torch.load(FILE, weights_only=True), NEW_FILE)",
+            do="unpack it and pack it again without compression: zip -0 -r NEW_FILE FOLDER",
         )
     inside = 0 <= entry.header_offset <= size  # zipfile takes any 64-bit number, minus a correction
     stream.seek(entry.header_offset if inside else size)

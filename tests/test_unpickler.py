@@ -154,6 +154,14 @@ def test_a_tensor_is_a_description_with_its_storage_key() -> None:
     assert set(result.storages) == {"0"}
 
 
+def test_a_tensor_that_is_stored_conjugated_is_not_taken_for_its_bytes() -> None:
+    buffer = io.BytesIO()
+    torch.save(torch.tensor([1 + 2j]).conj(), buffer)
+    loaded = root(_record(buffer.getvalue(), "data.pkl"))
+    assert type(loaded) is Placeholder
+    assert "conjugate" in loaded.name
+
+
 def test_a_parameter_is_its_tensor() -> None:
     buffer = io.BytesIO()
     torch.save(torch.nn.Parameter(torch.zeros(2)), buffer)
@@ -235,6 +243,18 @@ def test_a_length_beyond_the_file_allocates_nothing(opcode: bytes) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+def test_no_more_is_asked_of_the_file_than_it_has() -> None:
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert size is not None
+            assert 0 <= size <= 100
+            return super().read(size)
+
+    data = PROTO_4 + b"\x8e" + struct.pack("<Q", 2**40) + b"abc."
+    with pytest.raises(CheckpointError, match="ends too early"):
+        object_from_pickle(BoundedReader(Watched(data), len(data)), file="a.pth")
 
 
 def test_a_deeply_nested_tuple_as_a_key_does_not_overflow_the_stack() -> None:

@@ -1,18 +1,30 @@
-"""A trained-looking SegFormer of 40 000 parameters, and photos with masks, made in a moment."""
+"""A trained-looking SegFormer of 50 000 parameters, photos with masks, and the command line.
+
+Run as a program it is `riceseg` without time measurements.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import unittest.mock
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from engines.benchmark import Benchmark
 from exporter.architectures.segformer import Segformer, SegformerShape
+from exporter.commands.group import riceseg
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 
@@ -124,3 +136,91 @@ def write_dataset(root: Path) -> Path:
     write_pairs(root, "calibration", 3, seed=100)
     write_pairs(root, "validation", 4, seed=200)
     return root
+
+
+def write_lab(root: Path) -> Path:
+    """root/tiny.pth and root/data/; returns `root`."""
+    write_checkpoint(root / "tiny.pth")
+    write_dataset(root / "data")
+    return root
+
+
+# --- the command line, run in this process or in one of its own -----------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def untimed(*_: object, **__: object) -> Benchmark:
+    """Stands in for a measurement, which starts a Python with torch and takes seconds."""
+    return Benchmark(1.0, 2.0, 1000.0, 10.0, runs=1, warmup=0, threads=1, batch=1)
+
+
+TIMED = (
+    "exporter.results.benchmark_checkpoint",
+    "exporter.evaluation.benchmark_checkpoint",
+    "exporter.measure.benchmark_onnx",
+)
+
+
+def run_cli(*arguments: object) -> Result:
+    """`riceseg ARGUMENTS` in this process; nothing but a wanted exit may come out of it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
+    try:
+        with contextlib.ExitStack() as stack:
+            for name in TIMED:
+                stack.enter_context(unittest.mock.patch(name, untimed))
+            result = CliRunner().invoke(riceseg, [str(argument) for argument in arguments])
+    finally:
+        torch.set_num_threads(threads)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def export_tiny(lab: Path, out: Path, *arguments: object) -> Result:
+    """Export `lab`/tiny.pth at 64x64 (a later --size wins)."""
+    start = ("export", "--checkpoint", lab / "tiny.pth", "--size", "64x64", "--out", out)
+    return run_cli(*start, *arguments)
+
+
+def error_of(result: Result | subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """The one line that says what went wrong; of a mistake it has all three parts."""
+    status = result.exit_code if isinstance(result, Result) else result.returncode
+    assert status == code, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    if code == 2:
+        assert re.fullmatch(r"error: got .+; expected .+; do this: .+", lines[0]), lines[0]
+    return lines[0]
+
+
+def process_arguments(*arguments: object) -> list[str]:
+    """A command that runs `riceseg ARGUMENTS` untimed, for subprocess."""
+    return [sys.executable, str(Path(__file__).resolve()), *map(str, arguments)]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This one's, so that the packages are found from every folder, with one thread."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
+
+
+def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    options = {"env": environment(), "timeout": 300, **options}
+    return subprocess.run(
+        process_arguments(*arguments),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        **options,
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for timed in TIMED:
+        unittest.mock.patch(timed, untimed).start()
+    riceseg(prog_name="riceseg")

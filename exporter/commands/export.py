@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,7 @@ from engines.errors import ConfigError, GateError
 from exporter.commands.options import (
     PATH,
     BatchRange,
+    Number,
     Size,
     data_options,
     data_options_from,
@@ -20,7 +21,9 @@ from exporter.commands.options import (
 )
 from exporter.commands.show import show_report
 from exporter.live import Progress
-from exporter.request import ExportRequest, GraphOptions
+
+if TYPE_CHECKING:  # it imports torch
+    from exporter.request import ExportRequest
 
 EXAMPLES = """
 \b
@@ -55,7 +58,7 @@ Examples:
 )
 @click.option(
     "--percentile",
-    type=float,
+    type=Number(50, 100),
     default=99.999,
     show_default=True,
     help="Share of the values inside the range, for --calibrator percentile.",
@@ -73,7 +76,7 @@ Examples:
 @click.option("--opset", type=int, default=17, show_default=True)
 @click.option(
     "--max-drop",
-    type=float,
+    type=Number(-100, 100),
     default=1.0,
     show_default=True,
     help="mIoU points that may be lost against PyTorch; beyond it the exit code is 1.",
@@ -90,12 +93,7 @@ def export(**values: Any) -> None:
     from exporter.live import progress_for
 
     progress = progress_for(sys.stderr)
-    if values["int8"] and values["calib"] is None:
-        raise ConfigError(
-            "--int8 without --calib",
-            expected="images from the field: INT8 ranges are never taken from noise",
-            do="pass --calib with a folder of some 100 training images",
-        )
+    _check_data_options(values)
     checkpoint = values["checkpoint"] or _published(values["model"], values["dataset"], progress)
     result = export_bundle(_request(values, checkpoint), progress)
     show_report(result.report, result.folder)
@@ -106,10 +104,27 @@ def export(**values: Any) -> None:
         )
 
 
+def _check_data_options(values: dict[str, Any]) -> None:
+    if values["int8"] and values["calib"] is None:
+        raise ConfigError(
+            "--int8 without --calib",
+            expected="images from the field: INT8 ranges are never taken from noise",
+            do="pass --calib with a folder of some 100 training images",
+        )
+    if values["val_masks"] is not None and values["val"] is None:
+        raise ConfigError(
+            "--val-masks without --val",
+            expected="the images that the masks belong to",
+            do="pass --val with the folder of images, or leave --val-masks out",
+        )
+
+
 def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
+    from exporter.request import ExportRequest, GraphOptions
+
     return ExportRequest(
         checkpoint=checkpoint,
-        out=values["out"] or Path("build") / (values["model"] or checkpoint.stem),
+        out=values["out"] or Path("build") / (values["model"] or checkpoint.resolve().stem),
         load=load_options_from(values, values["model"]),
         graph=GraphOptions(
             size=values["size"],

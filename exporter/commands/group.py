@@ -2,42 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
 
-from engines.errors import GateError, MissingPackageError, UserError
+from engines.errors import ConfigError, GateError, MissingPackageError, UserError
 from exporter.commands.evaluate import evaluate
 from exporter.commands.export import export
 from exporter.commands.inspect import inspect
 from exporter.commands.models import models
 from exporter.commands.segment import segment
+from exporter.live import printable
 from exporter.machine import package_versions
 
 
 class ErrorsAsText(click.Group):
     """A user's mistake is one line and exit code 2; a failed gate is one line and exit code 1."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        _let_every_text_pass()
+        return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _errors_as_text():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _errors_as_text():
             return super().invoke(ctx)
-        except UserError as error:
-            _stop(error, 2)
-        except GateError as error:
-            _stop(error, 1)
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package in ("engines", "calibration", "exporter", ""):
-                raise  # a broken installation of ours, not a missing extra
-            missing = MissingPackageError(package, needed_for="this command", extra="export")
-            _stop(missing, 2)
+
+
+@contextlib.contextmanager
+def _errors_as_text() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        # `riceseg` alone shows its help, which click 8.2 and newer raise as an error.
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            raise
+        _stop(_usage_error(error), 2)
+    except UserError as error:
+        _stop(error, 2)
+    except GateError as error:
+        _stop(error, 1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("engines", "calibration", "exporter", ""):
+            raise  # a broken installation of ours, not a missing extra
+        _stop(MissingPackageError(package, needed_for="this command", extra="export"), 2)
+
+
+def _usage_error(error: click.UsageError) -> ConfigError:
+    usage = error.ctx.get_usage().partition(":")[2].strip() if error.ctx else "riceseg COMMAND"
+    command = error.ctx.command_path if error.ctx else "riceseg"
+    message = error.format_message().strip().rstrip(".")
+    return ConfigError(
+        f"a command that cannot be run: {message}", expected=usage, do=f"see `{command} --help`"
+    )
 
 
 def _stop(error: Exception, code: int) -> None:
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"error: {printable(str(error))}", err=True)
     raise SystemExit(code)
+
+
+def _let_every_text_pass() -> None:
+    """Class and file names are of any script: what the terminal's encoding lacks is escaped.
+
+    A stream that was closed before the start (2>&-) is replaced by one that swallows all.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @click.group(cls=ErrorsAsText, context_settings={"help_option_names": ["-h", "--help"]})

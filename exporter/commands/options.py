@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.load import LoadOptions
-from exporter.request import DataOptions
+from engines.bundle import MAX_BATCH
+from engines.errors import ConfigError
+
+if TYPE_CHECKING:  # they import torch, for which --help and shell completion must not wait
+    from exporter.load import LoadOptions
+    from exporter.request import DataOptions
 
 Command = Callable[..., Any]
+MAX_DIGITS = 9  # longer numbers are no sizes, and Python refuses to read those of 4300 digits
 
 
-class Size(click.ParamType[tuple[int, int]]):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
     """HEIGHTxWIDTH, for example 512x512."""
 
     name = "HxW"
@@ -23,12 +29,12 @@ class Size(click.ParamType[tuple[int, int]]):
         if isinstance(value, tuple):
             return value
         sides = str(value).lower().split("x")
-        if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
-            self.fail(f"got {value!r}; expected HEIGHTxWIDTH, for example 512x512", param, ctx)
+        if len(sides) != 2 or not all(map(_is_count, sides)):
+            raise _refused(param, value, "HEIGHTxWIDTH in pixels", "512x512")
         return int(sides[0]), int(sides[1])
 
 
-class BatchRange(click.ParamType[tuple[int, int, int]]):
+class BatchRange(click.ParamType):  # type: ignore[type-arg]
     """MIN:OPT:MAX, for example 1:4:8."""
 
     name = "MIN:OPT:MAX"
@@ -37,12 +43,15 @@ class BatchRange(click.ParamType[tuple[int, int, int]]):
         if isinstance(value, tuple):
             return value
         parts = str(value).split(":")
-        if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-            self.fail(f"got {value!r}; expected MIN:OPT:MAX, for example 1:4:8", param, ctx)
-        return int(parts[0]), int(parts[1]), int(parts[2])
+        sizes = [int(part) for part in parts if _is_count(part)]
+        if not len(parts) == len(sizes) == 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+            raise _refused(param, value, "MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX", "1:4:8")
+        if sizes[2] > MAX_BATCH:
+            raise _refused(param, value, f"at most {MAX_BATCH} images", "1:4:8")
+        return sizes[0], sizes[1], sizes[2]
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
+class Numbers(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas, one per channel."""
 
     name = "N,N,..."
@@ -50,10 +59,45 @@ class Numbers(click.ParamType[tuple[float, ...]]):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
-        try:
-            return tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"got {value!r}; expected numbers separated by commas", param, ctx)
+        numbers = tuple(map(_number, str(value).split(",")))
+        if not all(map(math.isfinite, numbers)):
+            raise _refused(param, value, "numbers separated by commas", "123.675,116.28,103.53")
+        return numbers
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A number from `low` to `high`; click's own FloatRange lets NaN pass."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self.name = f"{low:g}..{high:g}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = _number(str(value))
+        if not self.low <= number <= self.high:
+            example = param.default if param is not None else self.high
+            raise _refused(param, value, f"a number from {self.low:g} to {self.high:g}", example)
+        return number
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+
+
+def _number(text: str) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _refused(param: Any, value: object, expected: str, example: object) -> ConfigError:
+    option = param.opts[0] if param is not None else "a value"
+    shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
+    return ConfigError(
+        f"{option} {shown!r}", expected=expected, do=f"give, for example, {option} {example}"
+    )
 
 
 PATH = click.Path(path_type=Path)
@@ -81,6 +125,8 @@ def load_options(function: Command) -> Command:
 
 
 def load_options_from(values: dict[str, Any], model: str | None = None) -> LoadOptions:
+    from exporter.load import LoadOptions
+
     return LoadOptions(
         model=model,
         classes=values["classes"],
@@ -109,6 +155,8 @@ def data_options(function: Command) -> Command:
 def data_options_from(
     values: dict[str, Any], *, calib: Path | None, val: Path | None, val_masks: Path | None
 ) -> DataOptions:
+    from exporter.request import DataOptions
+
     return DataOptions(
         calib=calib,
         val=val,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from exporter.commands.options import PATH
+from exporter.commands.options import PATH, Number
 from exporter.live import progress_for
 
 EXAMPLES = """
@@ -29,7 +29,7 @@ Examples:
 )
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.5,
     show_default=True,
     help="Weight of the colours in the overlay.",

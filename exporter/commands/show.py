@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from exporter.live import scores_table
+from exporter.live import printable, scores_table
 
 
 def show_report(report: Mapping[str, Any], folder: Path | None) -> None:
@@ -25,7 +25,8 @@ def show_report(report: Mapping[str, Any], folder: Path | None) -> None:
         )
         if not gate["passed"]:
             for item in gate["lost"][:5]:
-                click.echo(f"  lost: {item['class']} {item['drop']:.2f} points of IoU")
+                lost = f"{item['class']} {item['drop']:.2f} points of IoU"
+                click.echo(f"  lost: {printable(lost)}")
     if folder is not None:
         click.echo(f"report: {folder / 'report.html'}")
 
@@ -38,4 +39,4 @@ def show_facts(facts: Mapping[str, object]) -> None:
             continue
         if isinstance(value, (list, tuple)):
             value = ", ".join(map(str, value))
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {printable(str(value))}")

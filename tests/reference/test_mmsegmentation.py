@@ -25,6 +25,7 @@ from random_models import (
     mmsegmentation_logits,
     mmsegmentation_model,
     normalised,
+    quarter_in_float64,
     random_images,
     randomise,
 )
@@ -213,7 +214,8 @@ class Float64Logits:
 
 @pytest.fixture(scope="module")
 def float64_logits(case: Case) -> Float64Logits:
-    theirs, ours, x = case.theirs.double(), case.ours.net.double(), case.x.double()
+    x = quarter_in_float64(case.x)
+    theirs, ours = case.theirs.double(), case.ours.net.double()
     try:
         return Float64Logits(
             mmsegmentation_logits(theirs, x),
@@ -261,7 +263,7 @@ def test_float64_comparison_would_notice_another_epsilon(small: Case, name: str)
     [
         ("b0", (512, 512), 3, (1, 1, 1)),
         ("b0", (250, 190), 19, (1, 1, 1)),
-        ("b2", (224, 320), 6, (1, 2, 4)),
+        ("b2", (160, 96), 6, (1, 2, 4)),
     ],
 )
 def test_simplified_graph_gives_mmsegmentations_logits_and_labels(

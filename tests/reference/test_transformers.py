@@ -16,6 +16,7 @@ from random_models import (
     check_logits,
     class_shares,
     normalised,
+    quarter_in_float64,
     random_images,
     randomise,
     transformers_logits,
@@ -100,7 +101,7 @@ def check_against(original: Original, ours: LoadedModel) -> None:
     worst, agreement = check_logits(
         our_logits(ours.net, original.x), transformers_logits(original.model, original.x)
     )
-    x, net = original.x.double(), ours.net.double()
+    x, net = quarter_in_float64(original.x), ours.net.double()
     want = transformers_logits(original.model.double(), x)
     original.model.float()  # exact, since the numbers came from float32
     plain = our_logits(net, x)
@@ -164,7 +165,7 @@ def test_nvlabs_names_give_the_logits_of_transformers_with_nvlabs_epsilons(
     check_description(original.spec, ours, "NVlabs")
     assert ours.description.head_channels == width
 
-    x = original.x.double()
+    x = quarter_in_float64(original.x)
     unpatched = transformers_logits(original.model.double(), x)
     assert max_abs(our_logits(ours.net.double(), x) - unpatched) > 1e-7
     original.model.float()
