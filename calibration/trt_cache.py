@@ -1,7 +1,9 @@
 """The ranges as a TensorRT calibration cache, for the implicit INT8 of TensorRT 8 to 10.
 
-trtexec (--calib) and DeepStream (int8-calib-file) read it with the FP32 ONNX file. TensorRT 11 has
-no implicit INT8; there only the graph with Q/DQ pairs serves.
+trtexec (--calib) and DeepStream (int8-calib-file) read it with the FP32 ONNX file. It holds the
+inputs of the layers that the Q/DQ graph runs in INT8, not their outputs; implicit INT8 falls back
+to floating point for a layer without both, so the Q/DQ graph is the one to build from. TensorRT 11
+has no implicit INT8.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ def calibration_cache_from_ranges(ranges: Ranges, *, tensorrt_version: str = "86
     """One line per tensor: its name and amax / 127 as the hex digits of a big-endian float32.
 
     tensorrt_version is what the first line bears: 8601 is 8.6.1, 100300 is 10.3.0. A runtime
-    ignores a cache with another version than its own.
+    may refuse a cache with another version than its own, and the build then fails.
     """
     if not re.fullmatch(r"[0-9]{4,6}", tensorrt_version):
         raise ConfigError(

@@ -27,7 +27,12 @@ from engines.images import image_from_file
 from engines.resize import network_image_from_image
 from exporter.live import Progress
 from exporter.load import LoadedModel, first_image_hw, load_model, network_size
-from exporter.onnx_graph import GraphSpec, ImageToLabels, onnx_from_model
+from exporter.onnx_graph import (
+    GraphSpec,
+    ImageToLabels,
+    decomposed_layer_norms,
+    onnx_from_model,
+)
 from exporter.parity import check_parity
 from exporter.report import write_report
 from exporter.request import DataOptions, ExportRequest
@@ -77,7 +82,11 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
                 work.add(folder, "int8", "model.int8.onnx")
         if request.fp16:
             with progress.stage("write FP16"):
-                record = fp16_onnx_from_onnx(model_path, folder / "model.fp16.onnx")
+                record = fp16_onnx_from_onnx(
+                    model_path,
+                    folder / "model.fp16.onnx",
+                    fp32_nodes=decomposed_layer_norms(work.loaded.net, onnx.load(model_path)),
+                )
                 work.warnings += [
                     f"{count} values of {name} are beyond FP16's range and were clamped"
                     for name, count in record.clamped.items()

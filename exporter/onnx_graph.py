@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -102,6 +103,29 @@ class ImageToLabels(nn.Module):
         if "labels" in self.spec.output_names:
             outputs["labels"] = logits.argmax(dim=1).to(torch.uint8)
         return tuple(outputs[name] for name in self.spec.output_names)
+
+
+def module_path(node_name: str) -> str:
+    """'/net/ffn/layers/layers.0/Conv' -> 'net.ffn.layers.0': the traced module's dotted path."""
+    parts: list[str] = []
+    for segment in node_name.strip("/").split("/")[:-1]:
+        if parts and segment.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(segment)
+    return ".".join(parts)
+
+
+def decomposed_layer_norms(net: nn.Module, model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes that LayerNorm fell apart into, which it does below opset 17.
+
+    Squares of activations overflow FP16, so these nodes stay in FP32.
+    """
+    norms = {f"net.{path}" for path, m in net.named_modules() if isinstance(m, nn.LayerNorm)}
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if node.op_type != "LayerNormalization" and module_path(node.name) in norms
+    )
 
 
 def onnx_from_model(net: nn.Module, spec: GraphSpec, path: Path, *, num_outputs: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import GateError
-from exporter.onnx_graph import ImageToLabels
+from exporter.onnx_graph import ImageToLabels, module_path
 from exporter.run_onnx import logits_tensor, outputs_from_onnx
 
 # Limits, in units of the logits' standard deviation (at least 1) and in percent of the pixels.
@@ -115,16 +115,6 @@ def _last_node_of_module(model: onnx.ModelProto, paths: Iterable[str]) -> dict[s
         if inside:
             found[path] = inside[-1]
     return found
-
-
-def module_path(node_name: str) -> str:
-    """'/net/ffn/layers/layers.0/Conv' -> 'net.ffn.layers.0': the traced module's dotted path."""
-    parts: list[str] = []
-    for segment in node_name.strip("/").split("/")[:-1]:
-        if parts and segment.startswith(f"{parts[-1]}."):
-            parts.pop()
-        parts.append(segment)
-    return ".".join(parts)
 
 
 def _is_output(model: onnx.ModelProto, name: str) -> bool:

@@ -12,10 +12,17 @@ import pytest
 import torch
 from torch import nn
 
+from calibration.fp16 import fp16_onnx_from_onnx
 from engines.errors import ConfigError, GateError, GraphError
 from exporter.architectures.segformer import Segformer
-from exporter.onnx_graph import GraphSpec, ImageToLabels, onnx_from_model
-from exporter.parity import check_parity, module_path
+from exporter.onnx_graph import (
+    GraphSpec,
+    ImageToLabels,
+    decomposed_layer_norms,
+    module_path,
+    onnx_from_model,
+)
+from exporter.parity import check_parity
 from exporter.rewrites import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from tests.test_segformer import shape_of
@@ -119,6 +126,23 @@ def test_layer_normalisation_is_one_node_from_opset_17_on(
     kinds = {node.op_type for node in model.graph.node}
     assert ("LayerNormalization" in kinds) == single_node
     assert model.opset_import[0].version == opset
+
+
+def test_a_layer_norm_that_fell_apart_stays_in_float32_in_the_fp16_graph(tmp_path: Path) -> None:
+    path = exported(tmp_path, GraphSpec((64, 64), MEAN, STD, opset=16))
+    held = decomposed_layer_norms(net(), onnx.load(path))
+    fp16_onnx_from_onnx(path, tmp_path / "half.onnx", fp32_nodes=held)
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "half.onnx"))
+    types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    squares = [types[node.output[0]] for node in model.graph.node if node.op_type == "Pow"]
+    norms = sum(isinstance(module, nn.LayerNorm) for module in net().modules())
+    assert squares == [onnx.TensorProto.FLOAT] * norms
+    assert onnx.TensorProto.FLOAT16 in types.values()
+
+
+def test_from_opset_17_on_no_layer_norm_is_held_in_float32(tmp_path: Path) -> None:
+    path = exported(tmp_path, GraphSpec((64, 64), MEAN, STD))
+    assert decomposed_layer_norms(net(), onnx.load(path)) == ()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,19 @@ def _errors_as_text() -> Iterator[None]:
         if package in ("engines", "calibration", "exporter", ""):
             raise  # a broken installation of ours, not a missing extra
         _stop(MissingPackageError(package, needed_for="this command", extra="export"), 2)
+    except Exception as error:
+        # numpy raises MemoryError, torch RuntimeError, ONNX Runtime a class of its own.
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        _stop(_out_of_memory(error), 2)
+
+
+def _out_of_memory(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"too little memory ({str(error)[:200]})",
+        expected="free memory for this --size and batch",
+        do="choose a smaller --size or batch, or close other programs",
+    )
 
 
 def _usage_error(error: click.UsageError) -> ConfigError:

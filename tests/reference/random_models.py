@@ -167,7 +167,8 @@ def normalised(
 
 def quarter_in_float64(x: Tensor) -> Tensor:
     """The upper left quarter of (N, C, H, W): float64 convolutions take about ten times as long."""
-    return x[:, :, : x.shape[2] // 2, : x.shape[3] // 2].double()
+    h, w = x.shape[2:]
+    return x[:, :, : (h + 1) // 2, : (w + 1) // 2].double()
 
 
 def randomise(
