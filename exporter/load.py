@@ -132,7 +132,7 @@ def _normalisation(
     if not all(map(math.isfinite, (*mean, *std))) or min(std) < SMALLEST_STD:
         raise ConfigError(
             f"mean {mean} and std {std}",
-            expected=f"finite numbers, and a std of {SMALLEST_STD:g} or more",
+            expected=f"finite numbers, and as std numbers above 0 ({SMALLEST_STD:g} or more)",
             do="correct them with --mean and --std",
         )
     if 0 < max(map(abs, mean)) <= 1 and max(std) <= 1:

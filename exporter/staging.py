@@ -28,6 +28,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises OutputError when the place cannot be written to or is taken.
     """
     target = Path(os.path.realpath(target))
+    _check_name(target)
     with contextlib.ExitStack() as undo:
         try:
             _make_parents(target.parent, undo)
@@ -56,6 +57,17 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             os.close(lock)
         undo.pop_all()
+
+
+def _check_name(target: Path) -> None:
+    try:
+        str(target).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"{target}, which is not a name in UTF-8",
+            expected="a name that torch and ONNX Runtime can open",
+            do="choose another --out; if the name is right, set PYTHONUTF8=1",
+        ) from error
 
 
 def _make_parents(parent: Path, undo: contextlib.ExitStack) -> None:

@@ -345,6 +345,8 @@ def test_a_file_name_that_is_no_text(lab: Path, tmp_path: Path) -> None:
     result = run_cli("export", *arguments)
     assert result.exit_code == 0, result.stderr
     assert bundle_from_folder(tmp_path / "out").checkpoint.file == "best??[31m.pth"
+    place = tmp_path / os.fsdecode(b"\xff")
+    assert "not a name in UTF-8" in error_of(run_cli("export", *arguments[:4], "--out", place))
     checkpoint.write_text("no weights")
     assert "\x1b" not in error_of(run_cli("export", *arguments[:4], "--out", tmp_path / "other"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from engines.segmenter import Segmenter
 from tests.tiny_segformer import (
     BIN,
     CLASSES,
+    CONFIG,
     MEAN,
     PALETTE,
     ROOT,
@@ -147,7 +149,6 @@ def test_every_form_was_measured(bundle: Path) -> None:
     assert sorted(hashes) == ["cal0.png", "cal1.png", "cal2.png"]
     page = (bundle / "report.html").read_text(encoding="utf-8")
     assert "도열병" in page
-    assert "ONNX INT8" in page
 
 
 def test_the_bundle_runs_where_there_is_only_numpy_and_onnxruntime(
@@ -345,6 +346,15 @@ def test_only_the_precisions_asked_for_are_written(
     assert ("--calib without --int8 has no effect" in result.stderr) != int8
 
 
+def test_the_pictures_of_the_report_say_what_they_show(lab: Path, tmp_path: Path) -> None:
+    """Without INT8 the last form is the one that is compared."""
+    options = ["--fp16", "--val", lab / "data", "--max-drop", "20"]
+    assert export_tiny(lab, tmp_path / "out", *options).exit_code == 0
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    captions = re.findall(r"<figcaption>([^<]*)</figcaption>", page)
+    assert captions[:5] == ["Image", "Truth", "PyTorch FP32", "ONNX FP16", "Difference"]
+
+
 def test_without_any_image_the_graph_is_still_verified(lab: Path, tmp_path: Path) -> None:
     result = export_tiny(lab, tmp_path / "out", "--fp16")
     assert result.exit_code == 0
@@ -393,6 +403,19 @@ def test_names_and_colours_come_from_a_file_in_any_korean_encoding(
     record = bundle_from_folder(tmp_path / "out")
     assert record.classes == ("땅", "벼", "피", "물", "길", "하늘")
     assert record.palette[0] == (16, 32, 48)
+
+
+def test_mean_and_std_are_given_in_rgb_order_for_a_network_trained_on_bgr_too(
+    lab: Path, tmp_path: Path
+) -> None:
+    config = CONFIG.replace("bgr_to_rgb=True", "bgr_to_rgb=False")
+    write_checkpoint(tmp_path / "tiny.pth", config=config)
+    stored, given = tmp_path / "stored", tmp_path / "given"
+    assert export_tiny(tmp_path, stored).exit_code == 0
+    assert bundle_from_folder(stored).input.mean == MEAN[::-1]  # the text's order was B, G, R
+    assert export_tiny(tmp_path, given, "--mean", "1,2,3", "--std", "4,5,6").exit_code == 0
+    spec = bundle_from_folder(given).input
+    assert (spec.mean, spec.std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
 
 
 # --- gates ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ EXAMPLES = """
 Examples:
   riceseg evaluate build/segformer-b0 --data data/val
   riceseg evaluate best.pth --data data/val --size 512x512
-  riceseg evaluate build/segformer-b0/model.int8.onnx --data data/val --out report/
+  riceseg evaluate build/best/model.int8.onnx --data data/val --out report
 """
 
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:  # it imports torch
 EXAMPLES = """
 \b
 Examples:
-  riceseg export --checkpoint best.pth --int8 --calib images/train --val data/val
+  riceseg export --checkpoint best.pth --int8 --calib data --val data
   riceseg export --model segformer-b0 --dataset ade20k --fp16
-  riceseg export --checkpoint best.pth --size 384x640 --dynamic-batch 1:4:8 --output both
+  riceseg export --checkpoint best.pth --size 384x640 --dynamic-batch 1:4:8
 """
 
 

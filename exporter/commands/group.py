@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -13,7 +14,13 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from engines.errors import ConfigError, GateError, MissingPackageError, UserError
+from engines.errors import (
+    ConfigError,
+    GateError,
+    MissingPackageError,
+    OutputError,
+    UserError,
+)
 from exporter.commands.evaluate import evaluate
 from exporter.commands.export import export
 from exporter.commands.inspect import inspect
@@ -57,11 +64,23 @@ def _errors_as_text() -> Iterator[None]:
         if package in ("engines", "calibration", "exporter", ""):
             raise  # a broken installation of ours, not a missing extra
         _stop(MissingPackageError(package, needed_for="this command", extra="export"), 2)
+    except OSError as error:  # a file that no stage expected to be in the way
+        if error.errno == errno.EPIPE:
+            raise  # whoever read our output is gone, for which click knows what to do
+        _stop(_unusable_file(error), 2)
     except Exception as error:
         # numpy raises MemoryError, torch RuntimeError, ONNX Runtime a class of its own.
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
             raise
         _stop(_out_of_memory(error), 2)
+
+
+def _unusable_file(error: OSError) -> OutputError:
+    return OutputError(
+        f"{error.filename or 'a file'}: {error.strerror or error}",
+        expected="files and folders that can be read and written",
+        do="check the path, its permissions and the disk",
+    )
 
 
 def _out_of_memory(error: Exception) -> ConfigError:

@@ -6,9 +6,9 @@ import dataclasses
 import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from exporter.commands.show import table_console
 from exporter.zoo import ZOO
 
 
@@ -33,7 +33,7 @@ def models(as_json: bool) -> None:
             _cell(entry.parameters_m, 1),
             "published" if entry.url else "not public",
         )
-    Console().print(table)
+    table_console().print(table)
 
 
 def _cell(value: float | None, digits: int = 2) -> str:

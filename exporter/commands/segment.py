@@ -14,7 +14,7 @@ EXAMPLES = """
 \b
 Examples:
   riceseg segment build/segformer-b0 photos/ --out masks/
-  riceseg segment build/segformer-b0 one.jpg --out masks/ --precision int8 --no-overlay
+  riceseg segment build/segformer-b0 one.jpg --out masks/ --precision int8
 """
 
 

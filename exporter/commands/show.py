@@ -11,11 +11,17 @@ from rich.console import Console
 
 from exporter.live import printable, scores_table
 
+FEWEST_COLUMNS = 80
+
+
+def table_console() -> Console:
+    """Standard output for tables. A narrower terminal wraps them; rich would cut figures out."""
+    return Console(width=max(Console().width, FEWEST_COLUMNS))
+
 
 def show_report(report: Mapping[str, Any], folder: Path | None) -> None:
     """The comparison table, the verdict and where to read on."""
-    console = Console()
-    console.print(scores_table(report))
+    table_console().print(scores_table(report))
     gate = report["gate"]
     if gate is not None:
         verdict = "passed" if gate["passed"] else "FAILED"
