@@ -12,7 +12,6 @@ from engines.bundle import bundle_from_folder
 from engines.bundle_fields import FILE_NAME
 from engines.errors import CheckpointError
 from engines.images import sha256_of_file
-from exporter.load import LoadOptions, load_model, network_size
 
 Facts = dict[str, object]
 
@@ -87,6 +86,8 @@ def _precision(model: onnx.ModelProto, counts: Counter[str]) -> str:
 
 
 def _checkpoint_facts(path: Path) -> Facts:
+    from exporter.load import LoadOptions, load_model, network_size  # torch, here alone
+
     loaded = load_model(path, LoadOptions())
     found = loaded.description
     (h, w), resize = network_size(loaded, None)

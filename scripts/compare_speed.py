@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.errors import ConfigError, DatasetError, UserError
+from engines.errors import ConfigError, UserError
 from engines.images import image_files_from, image_from_file, sha256_of_file
 from engines.resize import ResizeRule, network_image_from_image
 from exporter.checkpoint import state_dict_from_checkpoint
@@ -46,37 +46,52 @@ from exporter.rewrites import rewritten_for_export
 from exporter.simplify import simplify_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS, MMSEG, TRANSFORMERS = "riceseg", "mmsegmentation", "transformers"
+MMSEG, TRANSFORMERS = "mmsegmentation", "transformers"
 LABELS, LOGITS = "labels", "logits"
 SHOWN = {LABELS: "uint8 image to uint8 labels", LOGITS: "normalised image to logits"}
 # Share of the other's time that we may take at most.
 LIMITS = {MMSEG: 0.75, TRANSFORMERS: 0.60}
 MIN_AGREEMENT = 99.99  # percent of the pixels with the same label
-OPSET = 17
+SIDE, OPSET = 512, 17
 WARMUP = 3  # runs per session that are left out
+# A session is measured again, at most ATTEMPTS times in all, while other programs keep more than
+# this many cores busy: on two cores they moved the ratios of single rounds from 0.2 to 1.2.
+DISTURBED, ATTEMPTS, PAUSE_S = 0.1, 4, 1.0
 
 Batch = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Graph:
-    """One ONNX file. `weights` says whose model it is a graph of: MMSEG or TRANSFORMERS."""
+class Pair:
+    """Two ONNX files with the same weights and contract. `other` is MMSEG or TRANSFORMERS."""
 
-    weights: str
+    other: str
     contract: str
-    maker: str
-    path: Path
+    ours: Path
+    theirs: Path
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was measured of one graph; times in ms, size in MB = 1e6 bytes."""
+class Session:
+    """Times in ms of one session's runs after the warm-up.
 
-    weights: str
-    contract: str
-    maker: str
+    `others_cores` is how many processor cores other programs kept busy meanwhile.
+    """
+
+    times_ms: list[float]
+    others_cores: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one graph; size in MB = 1e6 bytes.
+
+    `disturbed_rounds` counts those with more than DISTURBED cores busy with other programs.
+    """
+
     median_ms: float
     p95_ms: float
+    disturbed_rounds: int
     nodes: int
     file_mb: float
     sha256: str
@@ -84,13 +99,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Our median over the other's, its range over the rounds; agreement in percent of pixels.
+    """`ratio` is our median over theirs, its lowest and highest value that of single rounds.
 
-    `agreement` is None for logits. `passed` is about the limits.
+    `agreement` is the percentage of pixels with the same label, None for logits.
     """
 
     other: str
     contract: str
+    ours: Timing
+    theirs: Timing
     ratio: float
     lowest_ratio: float
     highest_ratio: float
@@ -138,8 +155,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="mmsegmentation's format")
     images = ROOT / "demo" / "images" / "validation"
     parser.add_argument("--images", type=Path, default=images, help="for the agreement of labels")
-    parser.add_argument("--size", type=int, default=512, help="height and width (512)")
-    parser.add_argument("--rounds", type=int, default=12, help="sessions per graph (12)")
+    parser.add_argument("--threads", type=int, default=0, help="0: ONNX Runtime's default (0)")
+    parser.add_argument("--rounds", type=int, default=10, help="sessions per graph (10)")
     parser.add_argument("--runs", type=int, default=10, help="timed runs per session (10)")
     out = ROOT / "docs" / "results" / "speed.json"
     parser.add_argument("--out", type=Path, default=out)
@@ -148,62 +165,59 @@ def arguments() -> argparse.Namespace:
 
 def compare(options: argparse.Namespace) -> int:
     files = image_files_from(options.images)
-    images = network_images(files, options.size)
+    images = network_images(files)
     with tempfile.TemporaryDirectory() as folder:
         print("exporting", file=sys.stderr)
-        graphs = all_graphs(options.checkpoint, images, Path(folder))
-        load_before = os.getloadavg()
-        times = round_times_ms(graphs, images, rounds=options.rounds, runs=options.runs)
-        rows = [row_from_times(graph, times[graph]) for graph in graphs]
-        comparisons = all_comparisons(graphs, times, images)
+        pairs = all_pairs(options.checkpoint, images, Path(folder))
+        load_average = os.getloadavg()
+        sessions = measured_sessions(pairs, images, options)
+        comparisons = [comparison_from_sessions(pair, sessions, images) for pair in pairs]
     record = {
         "format": "riceseg-speed",
         "format_version": 1,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine_record(),
-        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "load_average_before": load_average,
         "versions": package_versions() | versions_of("mmsegmentation", "mmcv-lite", "transformers"),
-        "runtime": "ONNX Runtime, CPUExecutionProvider, default session options",
+        "runtime": "ONNX Runtime, CPUExecutionProvider",
+        "threads": options.threads or "default",
         "checkpoint": file_record(options.checkpoint),
         "images": [file_record(file) for file in files],
-        "input_hw": [options.size, options.size],
+        "input_hw": [SIDE, SIDE],
         "opset": OPSET,
         "batch": 1,
         "rounds": options.rounds,
         "runs_per_round": options.runs,
         "warmup_per_round": WARMUP,
-        "rows": [asdict(row) for row in rows],
         "comparisons": [asdict(comparison) for comparison in comparisons],
     }
     write_json(record, options.out)
-    print(markdown(rows, comparisons))
+    print(markdown(comparisons))
     return 0 if all(comparison.passed for comparison in comparisons) else 1
 
 
-def network_images(files: Sequence[Path], side: int) -> Batch:
-    """(N, side, side, 3) uint8."""
+def network_images(files: Sequence[Path]) -> Batch:
+    """(N, SIDE, SIDE, 3) uint8."""
     rule = ResizeRule("stretch")
-    if not files:
-        raise DatasetError("no image", expected="one image or more", do="give --images FOLDER")
     return np.stack(
         [
-            network_image_from_image(image_from_file(file), (side, side), rule, (0, 0, 0))
+            network_image_from_image(image_from_file(file), (SIDE, SIDE), rule, (0, 0, 0))
             for file in files
         ]
     )
 
 
-def all_graphs(checkpoint: Path, images: Batch, folder: Path) -> list[Graph]:
-    """Both contracts of each library's graph, and of ours with the same weights."""
+def all_pairs(checkpoint: Path, images: Batch, folder: Path) -> list[Pair]:
+    """Each library's graph and ours with the same weights, by both contracts."""
     # The reference tests build these models too, and do without mmcv's compiled part.
     sys.path.insert(0, str(ROOT / "tests" / "reference"))
     models = importlib.import_module("random_models")
     models.stand_in_for_compiled_ops()
     ours = load_model(checkpoint)
     theirs = trained_mmsegmentation_net(models, ours, checkpoint)
-    graphs = graphs_of(MMSEG, ours, theirs, images, folder)
+    pairs = pairs_of(MMSEG, ours, theirs, images[:1], folder)
     ours, theirs = random_transformers_net(models, ours, images[:1], folder / "transformers")
-    return graphs + graphs_of(TRANSFORMERS, ours, theirs, images, folder)
+    return pairs + pairs_of(TRANSFORMERS, ours, theirs, images[:1], folder)
 
 
 def trained_mmsegmentation_net(models: Any, ours: LoadedModel, checkpoint: Path) -> QuarterLogits:
@@ -245,34 +259,34 @@ def random_transformers_net(
     return ours, QuarterLogits(model, models.transformers_logits)
 
 
-def graphs_of(
-    weights: str, ours: LoadedModel, theirs: nn.Module, images: Batch, folder: Path
-) -> list[Graph]:
-    """Ours and theirs in both contracts; simplified by our settings and by onnxsim's defaults."""
-    made = {
-        (contract, maker): Graph(
-            weights, contract, maker, folder / f"{weights}-{contract}-{maker}.onnx"
+def pairs_of(
+    other: str, ours: LoadedModel, theirs: nn.Module, image: Batch, folder: Path
+) -> list[Pair]:
+    """Ours simplified by our settings, theirs by onnxsim's defaults; `image` is (1, H, W, C)."""
+    labels, logits = (
+        Pair(
+            other,
+            contract,
+            folder / f"{other}-{contract}.onnx",
+            folder / f"{contract}-{other}.onnx",
         )
         for contract in (LABELS, LOGITS)
-        for maker in (OURS, weights)
-    }
-    image, hw = images[:1], (images.shape[1], images.shape[2])
+    )
+    hw, traced = (image.shape[1], image.shape[2]), folder / "traced.onnx"
     x = torch.randn(1, len(ours.mean), *hw, generator=torch.Generator().manual_seed(0))
-    traced = folder / "traced.onnx"
 
     rewritten = rewritten_for_export(ours.net)
     spec = GraphSpec(hw, ours.mean, ours.std, opset=OPSET)
     onnx_from_model(rewritten, spec, traced, num_outputs=ours.description.num_outputs)
-    simplify_onnx(traced, made[LABELS, OURS].path, batch=image)
+    simplify_onnx(traced, labels.ours, batch=image)
     trace(rewritten, x, LOGITS, traced)
-    simplify_onnx(traced, made[LOGITS, OURS].path, batch=x.numpy())
+    simplify_onnx(traced, logits.ours, batch=x.numpy())
 
-    contract = PlainContract(theirs, ours.mean, ours.std)
-    trace(contract, torch.from_numpy(image), LABELS, traced)
-    simplify_by_default(traced, made[LABELS, weights].path)
+    trace(PlainContract(theirs, ours.mean, ours.std), torch.from_numpy(image), LABELS, traced)
+    simplify_by_default(traced, labels.theirs)
     trace(theirs, x, LOGITS, traced)
-    simplify_by_default(traced, made[LOGITS, weights].path)
-    return list(made.values())
+    simplify_by_default(traced, logits.theirs)
+    return [labels, logits]
 
 
 def trace(net: nn.Module, example: Tensor, output: str, path: Path) -> None:
@@ -294,100 +308,105 @@ def simplify_by_default(source: Path, target: Path) -> None:
     onnx.save(simplified, target)
 
 
-RoundTimes = list[list[float]]  # one list of ms per round
+Sessions = dict[Path, list[Session]]  # one per round
 
 
-def round_times_ms(
-    graphs: Sequence[Graph], images: Batch, *, rounds: int, runs: int
-) -> dict[Graph, RoundTimes]:
-    """Times of single images, all graphs in turn in each round, back and forth.
-
-    A session lives for one round only: the idle threads of other sessions spin for a while and
-    take the processor from the one being measured.
-    """
-    times: dict[Graph, RoundTimes] = {graph: [] for graph in graphs}
-    for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
-        for graph in graphs if number % 2 == 0 else reversed(graphs):
-            session = open_session(graph)
-            feeds = [{INPUT_NAME: batch} for batch in batches_of_one(graph, images)]
-            measured = []
-            for run in range(WARMUP + runs):
-                feed = feeds[run % len(feeds)]
-                start = time.perf_counter()
-                session.run(None, feed)
-                measured.append((time.perf_counter() - start) * 1e3)
-            times[graph].append(measured[WARMUP:])
-            del session
-    return times
+def measured_sessions(
+    pairs: Sequence[Pair], images: Batch, options: argparse.Namespace
+) -> Sessions:
+    """Every graph in turn in each round, back and forth, so that drift meets all alike."""
+    turns = [(path, pair.contract) for pair in pairs for path in (pair.ours, pair.theirs)]
+    sessions: Sessions = {path: [] for path, _ in turns}
+    for number in range(options.rounds):
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+        for path, contract in turns if number % 2 == 0 else reversed(turns):
+            feeds = feeds_of(contract, images)
+            for _ in range(ATTEMPTS):
+                session = measured_session(path, feeds, options.runs, options.threads)
+                if session.others_cores <= DISTURBED:
+                    break
+                time.sleep(PAUSE_S)
+            sessions[path].append(session)
+    return sessions
 
 
-def open_session(graph: Graph) -> Any:
-    return ort.InferenceSession(graph.path, providers=["CPUExecutionProvider"])
+def measured_session(path: Path, feeds: Sequence[Batch], runs: int, threads: int) -> Session:
+    """One fresh session, gone on return: the idle threads of a session that is still there spin
+    for a while after each run and take the processor from the one being measured."""
+    runtime = open_session(path, threads)
+    times_ms = []
+    for run in range(WARMUP + runs):
+        if run == WARMUP:
+            busy, own, begin = busy_seconds(), time.process_time(), time.perf_counter()
+        start = time.perf_counter()
+        runtime.run(None, {INPUT_NAME: feeds[run % len(feeds)]})
+        times_ms.append((time.perf_counter() - start) * 1e3)
+    others = (busy_seconds() - busy) - (time.process_time() - own)
+    return Session(times_ms[WARMUP:], others / (time.perf_counter() - begin))
 
 
-def batches_of_one(graph: Graph, images: Batch) -> list[Batch]:
-    """The images as this graph takes them; for logits only roughly normalised, as time needs."""
-    if graph.contract == LABELS:
+def open_session(path: Path, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def busy_seconds() -> float:
+    """Processor time of all programs since the start (Linux)."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def feeds_of(contract: str, images: Batch) -> list[Batch]:
+    """Single images as such a graph takes them; for logits normalised only roughly."""
+    if contract == LABELS:
         return [image[None] for image in images]
     x = (images[:4].astype(np.float32) - 120.0) / 60.0
     return [np.ascontiguousarray(image.transpose(2, 0, 1))[None] for image in x]
 
 
-def row_from_times(graph: Graph, times: RoundTimes) -> Row:
-    median, p95 = np.percentile(np.concatenate(times), [50, 95])
-    return Row(
-        weights=graph.weights,
-        contract=graph.contract,
-        maker=graph.maker,
-        median_ms=float(median),
-        p95_ms=float(p95),
-        nodes=len(onnx.load(graph.path).graph.node),
-        file_mb=graph.path.stat().st_size / 1e6,
-        sha256=sha256_of_file(graph.path),
+def comparison_from_sessions(pair: Pair, sessions: Sessions, images: Batch) -> Comparison:
+    ours, theirs = (timing_from_sessions(path, sessions[path]) for path in (pair.ours, pair.theirs))
+    by_round = [
+        float(np.median(a.times_ms) / np.median(b.times_ms))
+        for a, b in zip(sessions[pair.ours], sessions[pair.theirs], strict=True)
+    ]
+    ratio, limit = ours.median_ms / theirs.median_ms, LIMITS[pair.other]
+    agreement = label_agreement(pair, images) if pair.contract == LABELS else None
+    return Comparison(
+        other=pair.other,
+        contract=pair.contract,
+        ours=ours,
+        theirs=theirs,
+        ratio=ratio,
+        lowest_ratio=min(by_round),
+        highest_ratio=max(by_round),
+        limit=limit,
+        agreement=agreement,
+        passed=ratio <= limit and (agreement is None or agreement >= MIN_AGREEMENT),
     )
 
 
-def all_comparisons(
-    graphs: Sequence[Graph], times: dict[Graph, RoundTimes], images: Batch
-) -> list[Comparison]:
-    """Each graph of ours with the other one of the same weights and contract."""
-    comparisons = []
-    for ours in (graph for graph in graphs if graph.maker == OURS):
-        theirs = next(
-            graph
-            for graph in graphs
-            if (graph.weights, graph.contract, graph.maker)
-            == (ours.weights, ours.contract, ours.weights)
-        )
-        ratio = float(np.median(times[ours]) / np.median(times[theirs]))
-        by_round = np.median(times[ours], axis=1) / np.median(times[theirs], axis=1)
-        agreement = label_agreement(ours, theirs, images) if ours.contract == LABELS else None
-        limit = LIMITS[ours.weights]
-        # A NaN fails both comparisons, so the limits are stated positively.
-        passed = ratio <= limit and (agreement is None or agreement >= MIN_AGREEMENT)
-        comparisons.append(
-            Comparison(
-                other=ours.weights,
-                contract=ours.contract,
-                ratio=ratio,
-                lowest_ratio=float(by_round.min()),
-                highest_ratio=float(by_round.max()),
-                limit=limit,
-                agreement=agreement,
-                passed=passed,
-            )
-        )
-    return comparisons
+def timing_from_sessions(path: Path, sessions: Sequence[Session]) -> Timing:
+    times_ms = np.concatenate([session.times_ms for session in sessions])
+    median, p95 = np.percentile(times_ms, [50, 95])
+    return Timing(
+        median_ms=float(median),
+        p95_ms=float(p95),
+        disturbed_rounds=sum(session.others_cores > DISTURBED for session in sessions),
+        nodes=len(onnx.load(path).graph.node),
+        file_mb=path.stat().st_size / 1e6,
+        sha256=sha256_of_file(path),
+    )
 
 
-def label_agreement(ours: Graph, theirs: Graph, images: Batch) -> float:
+def label_agreement(pair: Pair, images: Batch) -> float:
     """Percent of all pixels of all images with the same label."""
     labels = []
-    for graph in (ours, theirs):
-        session = open_session(graph)
-        labels.append([session.run(None, {INPUT_NAME: image[None]})[0] for image in images])
-        del session
+    for path in (pair.ours, pair.theirs):
+        runtime = open_session(path, 0)
+        labels.append([runtime.run(None, {INPUT_NAME: image[None]})[0] for image in images])
     return 100.0 * float(np.mean(np.array(labels[0]) == np.array(labels[1])))
 
 
@@ -406,28 +425,25 @@ def write_json(record: dict[str, Any], path: Path) -> None:
     temporary.replace(path)
 
 
-def markdown(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
+def markdown(comparisons: Sequence[Comparison]) -> str:
     lines = [
-        "| in and out | weights | graph made by | median ms | p95 ms | nodes | MB |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {SHOWN[r.contract]} | {r.weights} | {r.maker} | {r.median_ms:.1f} | {r.p95_ms:.1f} | "
-        f"{r.nodes} | {r.file_mb:.1f} |"
-        for r in rows
-    ]
-    lines += [
-        "",
-        "| in and out | riceseg's time over that of | ratio | by round | at most | same labels | |",
-        "|---|---|---:|---:|---:|---:|---|",
+        "| from and to | other | riceseg ms (p95) | other ms (p95) | ratio (rounds) | at most "
+        "| nodes | same labels | disturbed rounds | |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for c in comparisons:
-        same = "" if c.agreement is None else f"{c.agreement:.4f} %"
-        lines.append(
-            f"| {SHOWN[c.contract]} | {c.other} | {c.ratio:.3f} | {c.lowest_ratio:.3f} to "
-            f"{c.highest_ratio:.3f} | {c.limit:.2f} | {same} | "
-            f"{'passed' if c.passed else 'FAILED'} |"
-        )
+        cells = [
+            SHOWN[c.contract],
+            c.other,
+            *(f"{t.median_ms:.1f} ({t.p95_ms:.1f})" for t in (c.ours, c.theirs)),
+            f"{c.ratio:.3f} ({c.lowest_ratio:.3f} to {c.highest_ratio:.3f})",
+            f"{c.limit:.2f}",
+            f"{c.ours.nodes} / {c.theirs.nodes}",
+            "" if c.agreement is None else f"{c.agreement:.4f} %",
+            f"{c.ours.disturbed_rounds} / {c.theirs.disturbed_rounds}",
+            "passed" if c.passed else "FAILED",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
