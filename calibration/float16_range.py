@@ -35,7 +35,7 @@ def check_float16_range(original: onnx.ModelProto, tensors: tuple[str, ...]) -> 
             f"{beyond.size} tensors beyond float16, first {name} (magnitude {value:.4g}), "
             f"written by {node_label(writer)}",
             expected=f"magnitudes up to {LARGEST:.0f}",
-            do="keep the nodes that write and read them in FP32",
+            do="export without --fp16, or name their nodes in fp32_nodes",
         )
 
 

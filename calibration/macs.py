@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from calibration.onnx_file import image_input, session_from_model
+from calibration.onnx_file import fixed_batch, image_input, session_from_model
 
 _COUNTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
@@ -35,7 +35,9 @@ def _shapes(model: onnx.ModelProto, names: tuple[str, ...]) -> dict[str, tuple[i
         watched.graph.node.append(helper.make_node("Shape", [name], [output]))
     session = session_from_model(watched, extra_outputs=outputs)
     input_name, hwc = image_input(model)
-    values = session.run(list(outputs), {input_name: np.zeros((1, *hwc), dtype=np.uint8)})
+    values = session.run(
+        list(outputs), {input_name: np.zeros((fixed_batch(model), *hwc), dtype=np.uint8)}
+    )
     return {
         name: tuple(int(side) for side in value) for name, value in zip(names, values, strict=True)
     }

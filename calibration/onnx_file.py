@@ -134,6 +134,11 @@ def image_input(model: onnx.ModelProto) -> tuple[str, tuple[int, int, int]]:
     )
 
 
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """How many images the graph takes at once; 1 where that is free."""
+    return max(1, int(data_inputs(model)[0].type.tensor_type.shape.dim[0].dim_value))
+
+
 def session_from_model(model: onnx.ModelProto, *, extra_outputs: tuple[str, ...] = ()) -> Any:
     """ONNX Runtime session on the CPU; `extra_outputs` are inner tensors to return as well."""
     try:
@@ -213,9 +218,10 @@ def _check_same_interface(model: onnx.ModelProto, like: onnx.ModelProto) -> None
 
 
 def probe_batch(model: onnx.ModelProto) -> NDArray[np.uint8]:
-    """One image of noise. It tells finite from not finite; nothing is ever fitted to it."""
+    """Noise, one batch of it. It tells finite from not finite; nothing is ever fitted to it."""
     _, hwc = image_input(model)
-    return np.random.default_rng(0).integers(0, 256, (1, *hwc), dtype=np.uint8)
+    shape = (fixed_batch(model), *hwc)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _check_finite(model: onnx.ModelProto) -> None:
@@ -228,5 +234,5 @@ def _check_finite(model: onnx.ModelProto) -> None:
             raise GraphError(
                 f"values that are not finite in {value.name} of the converted graph",
                 expected="finite values",
-                do="keep the nodes that overflow in FP32",
+                do="export without --fp16, or name their nodes in fp32_nodes",
             )

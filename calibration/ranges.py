@@ -20,7 +20,7 @@ from calibration.histogram import (
     clip_from_mse,
     clip_from_percentile,
 )
-from calibration.onnx_file import image_input, model_from_onnx_file, session_from_model
+from calibration.onnx_file import fixed_batch, image_input, model_from_onnx_file, session_from_model
 from calibration.placement import DEFAULT_POLICY, QuantizePolicy, placement_from_graph
 from engines.errors import BundleError, ConfigError, DatasetError, GraphError, InputError
 
@@ -136,10 +136,10 @@ class _Extremes:
     def __init__(self, model: onnx.ModelProto, sources: tuple[str, ...]) -> None:
         self._sources = sources
         self._seen = np.tile([np.inf, -np.inf], (len(sources), 1))
-        self._session = ExtremesSession(model, sources)
+        self._session, self._batch = ExtremesSession(model, sources), fixed_batch(model)
 
     def see(self, image: Image, index: int) -> None:
-        rows = self._session.extremes(image[None])
+        rows = self._session.extremes(np.repeat(image[None], self._batch, axis=0))
         bad = np.isnan(rows[:, 0])
         if bad.any():
             raise _not_finite(self._sources[int(np.argmax(bad))], index)
@@ -160,9 +160,12 @@ class _Histograms:
         self._input_name, _ = image_input(model)
         self._histograms = {source: MagnitudeHistogram() for source in sources}
         self._session = session_from_model(model, extra_outputs=sources)
+        self._batch = fixed_batch(model)
 
     def see(self, image: Image, index: int) -> None:
-        tensors = self._session.run(list(self._histograms), {self._input_name: image[None]})
+        # A graph of a fixed batch sees the image several times, which moves no share of values.
+        batch = np.repeat(image[None], self._batch, axis=0)
+        tensors = self._session.run(list(self._histograms), {self._input_name: batch})
         for (name, histogram), values in zip(self._histograms.items(), tensors, strict=True):
             low, high = float(values.min()), float(values.max())  # numpy's pass NaN on
             if not (math.isfinite(low) and math.isfinite(high)):

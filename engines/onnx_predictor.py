@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "labels"
+LOGITS_NAME = "logits"
 
 # Protobuf, which ONNX is written in, ends here.
 MAX_ONNX_BYTES = 2**31 - 1
@@ -60,7 +61,7 @@ class OnnxPredictor:
         _check_one_file(self.path)
         self._session: Any = _session_from_file(self.path, threads)
         self.fixed_batch, self.input_hw, self.channels = self._input_shape()
-        self._check_output()
+        self._output = self._output_name()
 
     def labels(self, batch: Image) -> Labels:
         """Labels (N, H, W) uint8, newly allocated, of a batch (N, H, W, C) uint8 that is only read.
@@ -115,13 +116,14 @@ class OnnxPredictor:
         if count < size:
             images = np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
         try:
-            (labels,) = session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(images)})
+            (output,) = session.run([self._output], {INPUT_NAME: np.ascontiguousarray(images)})
         except Exception as error:  # ONNX Runtime's errors share no base class but this one.
             raise GraphError(
                 f"{self.path.name!r}, which fails while running: {error}",
                 expected="a graph that runs on ONNX Runtime",
                 do="export it again, or install the ONNX Runtime it was checked with",
             ) from error
+        labels = output if self._output == OUTPUT_NAME else output.argmax(1).astype(np.uint8)
         if labels.shape != (size, *self.input_hw):
             raise self._wrong_graph(
                 f"labels of shape {labels.shape}", f"labels of shape {(size, *self.input_hw)}"
@@ -170,14 +172,19 @@ class OnnxPredictor:
         batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
         return batch, (shape[1], shape[2]), shape[3]
 
-    def _check_output(self) -> None:
+    def _output_name(self) -> str:
+        """The labels; of a graph with logits (N, K, H, W) alone the labels are their argmax."""
         outputs = {item.name: item for item in self._session.get_outputs()}
-        output = outputs.get(OUTPUT_NAME)
+        output, logits = outputs.get(OUTPUT_NAME), outputs.get(LOGITS_NAME)
+        is_map = logits is not None and logits.type == "tensor(float)" and len(logits.shape) == 4
+        if output is None and is_map:
+            return LOGITS_NAME
         if output is None or output.type != "tensor(uint8)":
             found = ", ".join(f"{item.name} {item.type}" for item in outputs.values())
             raise self._wrong_graph(
                 f"the outputs: {found}", f"an output {OUTPUT_NAME!r} of uint8 (N, H, W)"
             )
+        return OUTPUT_NAME
 
     def _wrong_graph(self, got: str, expected: str) -> GraphError:
         return GraphError(

@@ -1,6 +1,6 @@
 """Latency and peak memory of the PyTorch model, in a process of its own.
 
-python -m exporter.benchmark CHECKPOINT --size 512x512 --runs 20
+python -m exporter.benchmark CHECKPOINT --size 512x512 --outputs 3 --runs 20
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from engines.benchmark import Benchmark, benchmark_predictor
 from engines.errors import CheckpointError
 
 
-def benchmark_checkpoint(path: Path, input_hw: tuple[int, int], *, runs: int) -> Benchmark:
-    """Time the unrewritten model, preprocessing and argmax included, batch 1.
+def benchmark_checkpoint(
+    path: Path, input_hw: tuple[int, int], *, num_outputs: int, runs: int
+) -> Benchmark:
+    """Time the unrewritten model with its first `num_outputs` outputs, batch 1.
+
+    Preprocessing and argmax are included.
 
     Raises CheckpointError with the child's last line when it does not finish.
     """
@@ -28,7 +32,8 @@ def benchmark_checkpoint(path: Path, input_hw: tuple[int, int], *, runs: int) ->
     known = os.environ.get("PYTHONPATH")
     child = subprocess.run(
         [sys.executable, "-m", "exporter.benchmark", str(path.resolve()),
-         "--size", f"{input_hw[0]}x{input_hw[1]}", "--runs", str(runs)],
+         "--size", f"{input_hw[0]}x{input_hw[1]}", "--outputs", str(num_outputs),
+         "--runs", str(runs)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *([known] if known else [])])},
         stdin=subprocess.DEVNULL,
@@ -49,18 +54,22 @@ def benchmark_checkpoint(path: Path, input_hw: tuple[int, int], *, runs: int) ->
 def main() -> None:
     import torch
 
-    from exporter.load import load_model
+    from exporter.checkpoint import state_dict_from_checkpoint
+    from exporter.detect import model_from_state_dict
     from exporter.onnx_graph import GraphSpec, ImageToLabels
     from exporter.torch_predictor import TorchPredictor
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--size", required=True)
+    parser.add_argument("--outputs", type=int, required=True)
     parser.add_argument("--runs", type=int, default=20)
     args = parser.parse_args()
     h, w = (int(side) for side in args.size.split("x"))
-    net = load_model(args.checkpoint).net
-    channels = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d)).in_channels
+    # Not load_model: neither class names nor normalisation, which options may give, change times.
+    tensors = state_dict_from_checkpoint(args.checkpoint).tensors
+    net, found = model_from_state_dict(tensors, keep_outputs=args.outputs)
+    channels = found.in_channels
     spec = GraphSpec((h, w), mean=(127.5,) * channels, std=(64.0,) * channels)
     image = np.random.default_rng(0).integers(0, 256, (1, h, w, channels), dtype=np.uint8)
     predictor = TorchPredictor(ImageToLabels(net, spec).eval())

@@ -80,7 +80,7 @@ def evaluate_target(
     with progress.stage("time each form"):
         rows = [onnx_row(form, RUNS) for form in found.forms]
         if found.torch is not None and found.torch_path is not None:
-            rows = [_torch_row(found.torch.name, found.torch_path, found.input.hw)]
+            rows = [_torch_row(found, found.torch.name, found.torch_path)]
     zero = found.reduce_zero_label if data.reduce_zero_label is None else data.reduce_zero_label
     with progress.stage("evaluate"), open_predictors(found.forms, found.torch) as predictors:
         evaluation = evaluate_predictors(
@@ -265,7 +265,12 @@ def _from_checkpoint(
     )
 
 
-def _torch_row(name: str, path: Path, input_hw: tuple[int, int]) -> dict[str, Any]:
+def _torch_row(found: _Target, name: str, path: Path) -> dict[str, Any]:
     info = FileInfo(path.name, sha256_of_file(path), path.stat().st_size)
     form = Form(name, "fp32", f"PyTorch {package_versions()['torch']}", path, info)
-    return form_row(form, lambda: benchmark_checkpoint(path, input_hw, runs=RUNS))
+    return form_row(
+        form,
+        lambda: benchmark_checkpoint(
+            path, found.input.hw, num_outputs=found.num_outputs, runs=RUNS
+        ),
+    )

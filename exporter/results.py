@@ -115,7 +115,12 @@ def _speed_rows(
         rows = [
             form_row(
                 torch_form,
-                lambda: benchmark_checkpoint(checkpoint.path, work.input.hw, runs=request.runs),
+                lambda: benchmark_checkpoint(
+                    checkpoint.path,
+                    work.input.hw,
+                    num_outputs=work.loaded.description.num_outputs,
+                    runs=request.runs,
+                ),
             )
         ]
         for form in forms:

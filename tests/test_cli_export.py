@@ -43,8 +43,6 @@ from tests.tiny_segformer import (
 )
 
 Labels = np.ndarray[Any, np.dtype[np.uint8]]
-LOGITS_ONLY = "OnnxPredictor takes no graph without an output named labels"
-FIXED_BATCH = "calibration and the FP16 check feed one image to a graph with a fixed batch"
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +234,6 @@ def test_the_graph_has_the_outputs_asked_for(
         assert 100 * np.mean(labels == expected) >= least
 
 
-@pytest.mark.xfail(strict=True, reason=LOGITS_ONLY)
 def test_a_graph_with_logits_alone_is_validated_and_runs_too(lab: Path, tmp_path: Path) -> None:
     options = ["--output", "logits", "--val", lab / "data", "--max-drop", "20"]
     result = export_tiny(lab, tmp_path / "out", *options)
@@ -260,8 +257,8 @@ def test_a_free_batch_gives_each_image_its_own_answer(lab: Path, tmp_path: Path)
     "precision",
     [
         "",
-        pytest.param("--fp16", marks=pytest.mark.xfail(strict=True, reason=FIXED_BATCH)),
-        pytest.param("--int8", marks=pytest.mark.xfail(strict=True, reason=FIXED_BATCH)),
+        "--fp16",
+        "--int8",
     ],
 )
 def test_a_fixed_batch_of_several_images(precision: str, lab: Path, tmp_path: Path) -> None:

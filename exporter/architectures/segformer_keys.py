@@ -94,9 +94,9 @@ def model_from_tensors(
             do="give the checkpoint of the whole model, not the pretrained backbone",
         )
     named = _canonical(tensors, style)
-    if keep_outputs is not None:
-        named = _keep_first_outputs(named, keep_outputs)
     try:
+        if keep_outputs is not None:
+            named = _keep_first_outputs(named, keep_outputs)
         shape = _shape_from_tensors(named, style, align_corners)
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(
