@@ -61,7 +61,7 @@ def pairs_from_folder(
             + (f"{images.name!r} has no masks" if images else f"{part!r} was not found"),
             expected=f"images and masks side by side ({tried}), with or without a part like "
             f"{' or '.join(_part_names(part))}",
-            do="arrange them so, or name the masks (export: --val-masks, evaluate: --masks)",
+            do="arrange them so, or name the folder of masks (--masks, of export --val-masks)",
         )
     return _matched(images or root, found)
 
