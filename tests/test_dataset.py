@@ -200,7 +200,7 @@ def test_a_part_that_is_not_there_is_refused_with_the_layouts(tmp_path: Path) ->
 
 def test_images_without_a_folder_of_masks_are_refused(tmp_path: Path) -> None:
     touched(tmp_path, "images/val/a.jpg", "photos/a.jpg")
-    with pytest.raises(DatasetError, match=r"'val' has no masks; .* with --masks"):
+    with pytest.raises(DatasetError, match=r"'val' has no masks; .*--val-masks"):
         pairs_from_folder(tmp_path)
     with pytest.raises(DatasetError, match=r"photos', in which 'validation' was not found"):
         pairs_from_folder(tmp_path / "photos")
