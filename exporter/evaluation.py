@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,21 +14,22 @@ from engines.bundle import FileInfo, InputSpec, bundle_from_folder, bundle_path
 from engines.bundle_fields import FILE_NAME
 from engines.dataset import Pair, pairs_from_folder
 from engines.errors import CheckpointError, ConfigError, GraphError
-from engines.evaluate import evaluate_predictors
 from engines.images import sha256_of_file
 from engines.onnx_predictor import OnnxPredictor
 from exporter.benchmark import benchmark_checkpoint
 from exporter.classes import checked_classes, classes_from_file
 from exporter.live import Progress
 from exporter.load import LoadOptions, first_image_hw, load_model, network_size
-from exporter.machine import machine_record, package_versions
+from exporter.machine import package_versions
 from exporter.measure import (
     Form,
+    ScoredModel,
     form_row,
     onnx_forms,
     onnx_row,
     open_predictors,
-    strips_of_worst,
+    report_record,
+    scored,
     with_scores,
 )
 from exporter.onnx_graph import GraphSpec, ImageToLabels
@@ -46,13 +46,8 @@ RUNS = 20
 class _Target:
     """What is to be scored. `torch` is set for a checkpoint, `forms` otherwise."""
 
-    name: str
-    input: InputSpec
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    num_outputs: int
+    model: ScoredModel
     reduce_zero_label: bool
-    checkpoint: dict[str, str] | None
     warnings: tuple[str, ...]
     forms: tuple[Form, ...] = ()
     torch: TorchPredictor | None = None
@@ -83,50 +78,18 @@ def evaluate_target(
             rows = [_torch_row(found, found.torch.name, found.torch_path)]
     zero = found.reduce_zero_label if data.reduce_zero_label is None else data.reduce_zero_label
     with progress.stage("evaluate"), open_predictors(found.forms, found.torch) as predictors:
-        evaluation = evaluate_predictors(
+        evaluation, strips = scored(
+            found.model,
             predictors,
             pairs,
-            input=found.input,
-            num_outputs=found.num_outputs,
-            num_classes=len(found.classes),
+            data,
             reduce_zero_label=zero,
-            convert_images=data.convert_images,
-            skip_bad=data.skip_bad,
             on_image=progress.advance,
-        )
-        strips = strips_of_worst(
-            evaluation,
-            predictors,
-            found.input,
-            found.palette,
-            convert_images=data.convert_images,
-            reduce_zero_label=zero,
         )
     for line in (*found.warnings, *left_out_lines("validation", evaluation.skipped)):
         progress.warn(line)
-    report = {
-        "format": "riceseg-report",
-        "format_version": 1,
-        "name": found.name,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "checkpoint": found.checkpoint,
-        "machine": machine_record(),
-        "versions": package_versions(),
-        "data": {
-            "folder": str(data.val),
-            "images": evaluation.images,
-            "skipped": list(evaluation.skipped),
-        },
-        "input_hw": list(found.input.hw),
-        "classes": list(found.classes),
-        "palette": [list(rgb) for rgb in found.palette],
-        "rows": with_scores(rows, evaluation),
-        "gate": None,
-        "calibration": None,
-        "parity": None,
-        "warnings": list(found.warnings),
-        "worst": [{"image": w.image.name, "agreement": w.agreement} for w in evaluation.worst],
-    }
+    rows = with_scores(rows, evaluation)
+    report = report_record(found.model, rows, data, evaluation, found.warnings)
     return report, strips
 
 
@@ -175,13 +138,15 @@ def _from_bundle(folder: Path) -> _Target:
     for info in bundle.files.values():
         bundle_path(folder, info.file)
     return _Target(
-        name=bundle.name,
-        input=bundle.input,
-        classes=bundle.classes,
-        palette=bundle.palette,
-        num_outputs=bundle.num_outputs,
+        model=ScoredModel(
+            name=bundle.name,
+            checkpoint=asdict(bundle.checkpoint),
+            input=bundle.input,
+            classes=bundle.classes,
+            palette=bundle.palette,
+            num_outputs=bundle.num_outputs,
+        ),
         reduce_zero_label=bundle.reduce_zero_label,
-        checkpoint=asdict(bundle.checkpoint),
         warnings=(),
         forms=tuple(onnx_forms(folder, bundle.files)),
     )
@@ -203,13 +168,15 @@ def _from_onnx(path: Path, options: LoadOptions) -> _Target:
     info = FileInfo(path.name, sha256_of_file(path), path.stat().st_size)
     runtime = f"ONNX Runtime {package_versions()['onnxruntime']}"
     return _Target(
-        name=path.stem,
-        input=input_spec,
-        classes=classes[: len(given.names)] if given else classes,
-        palette=palette[: len(given.names)] if given else palette,
-        num_outputs=num_outputs,
+        model=ScoredModel(
+            name=path.stem,
+            checkpoint=None,
+            input=input_spec,
+            classes=classes[: len(given.names)] if given else classes,
+            palette=palette[: len(given.names)] if given else palette,
+            num_outputs=num_outputs,
+        ),
         reduce_zero_label=False,
-        checkpoint=None,
         warnings=(*notes, "a graph by itself does not say how to resize: stretched"),
         forms=(Form(path.name, "as stored", runtime, path, info),),
     )
@@ -252,13 +219,15 @@ def _from_checkpoint(
         input_spec.hw, loaded.mean, loaded.std, align_corners=bool(loaded.settings.align_corners)
     )
     return _Target(
-        name=loaded.description.name,
-        input=input_spec,
-        classes=loaded.classes[: loaded.named],
-        palette=loaded.palette[: loaded.named],
-        num_outputs=loaded.description.num_outputs,
+        model=ScoredModel(
+            name=loaded.description.name,
+            checkpoint={"file": loaded.checkpoint.path.name, "sha256": loaded.checkpoint.sha256},
+            input=input_spec,
+            classes=loaded.classes[: loaded.named],
+            palette=loaded.palette[: loaded.named],
+            num_outputs=loaded.description.num_outputs,
+        ),
         reduce_zero_label=bool(loaded.settings.reduce_zero_label),
-        checkpoint={"file": loaded.checkpoint.path.name, "sha256": loaded.checkpoint.sha256},
         warnings=loaded.warnings,
         torch=TorchPredictor(ImageToLabels(loaded.net, spec).eval()),
         torch_path=loaded.checkpoint.path,
@@ -271,6 +240,6 @@ def _torch_row(found: _Target, name: str, path: Path) -> dict[str, Any]:
     return form_row(
         form,
         lambda: benchmark_checkpoint(
-            path, found.input.hw, num_outputs=found.num_outputs, runs=RUNS
+            path, found.model.input.hw, num_outputs=found.model.num_outputs, runs=RUNS
         ),
     )

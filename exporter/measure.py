@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ import numpy as np
 
 from engines.benchmark import Benchmark, benchmark_onnx
 from engines.bundle import FileInfo, Gate, InputSpec
+from engines.dataset import Pair
 from engines.errors import DatasetError, UserError
-from engines.evaluate import Evaluation, Predictor
+from engines.evaluate import Evaluation, Predictor, evaluate_predictors
 from engines.images import image_from_file, mask_from_file
 from engines.onnx_predictor import OnnxPredictor
 from engines.resize import network_image_from_image
 from engines.scores import IGNORE
-from exporter.machine import package_versions
+from exporter.machine import machine_record, package_versions
+from exporter.request import DataOptions
 from exporter.strips import Strip, strip_panels
 from exporter.torch_predictor import TorchPredictor
 
@@ -46,6 +49,21 @@ def onnx_forms(folder: Path, files: Mapping[str, FileInfo]) -> list[Form]:
     ]
 
 
+@dataclass(frozen=True)
+class ScoredModel:
+    """What the scores of every form of one model have in common.
+
+    `classes` and `palette` are those of the named outputs, the first of `num_outputs`.
+    """
+
+    name: str
+    checkpoint: dict[str, str] | None
+    input: InputSpec
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    num_outputs: int
+
+
 @contextlib.contextmanager
 def open_predictors(
     forms: Sequence[Form], reference: TorchPredictor | None
@@ -56,6 +74,73 @@ def open_predictors(
         for form in forms:
             predictors.append(stack.enter_context(OnnxPredictor(form.path, name=form.name)))
         yield predictors
+
+
+def scored(
+    model: ScoredModel,
+    predictors: Sequence[Predictor],
+    pairs: Sequence[Pair],
+    data: DataOptions,
+    *,
+    reduce_zero_label: bool,
+    on_image: Callable[[int, int], None],
+) -> tuple[Evaluation, list[Strip]]:
+    """Every predictor on every labelled image, and picture strips of the worst ones."""
+    evaluation = evaluate_predictors(
+        predictors,
+        pairs,
+        input=model.input,
+        num_outputs=model.num_outputs,
+        num_classes=len(model.classes),
+        reduce_zero_label=reduce_zero_label,
+        convert_images=data.convert_images,
+        skip_bad=data.skip_bad,
+        on_image=on_image,
+    )
+    strips = strips_of_worst(
+        evaluation,
+        predictors,
+        model.input,
+        model.palette,
+        convert_images=data.convert_images,
+        reduce_zero_label=reduce_zero_label,
+    )
+    return evaluation, strips
+
+
+def report_record(
+    model: ScoredModel,
+    rows: list[dict[str, Any]],
+    data: DataOptions,
+    evaluation: Evaluation | None,
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """The content of report.json, without gate, calibration and parity."""
+    skipped = [] if evaluation is None else list(evaluation.skipped)
+    worst = () if evaluation is None else evaluation.worst
+    return {
+        "format": "riceseg-report",
+        "format_version": 1,
+        "name": model.name,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "checkpoint": model.checkpoint,
+        "machine": machine_record(),
+        "versions": package_versions(),
+        "data": {
+            "folder": str(data.val or ""),
+            "images": 0 if evaluation is None else evaluation.images,
+            "skipped": skipped,
+        },
+        "input_hw": list(model.input.hw),
+        "classes": list(model.classes),
+        "palette": [list(rgb) for rgb in model.palette],
+        "rows": rows,
+        "gate": None,
+        "calibration": None,
+        "parity": None,
+        "warnings": list(warnings),
+        "worst": [{"image": item.image.name, "agreement": item.agreement} for item in worst],
+    }
 
 
 def form_row(form: Form, measure: Callable[[], Benchmark]) -> dict[str, Any]:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from engines.bundle import Bundle, CheckpointInfo, FileInfo, Gate, ModelInfo
-from engines.evaluate import evaluate_predictors
+from engines.evaluate import Evaluation
 from exporter.benchmark import benchmark_checkpoint
 from exporter.live import Progress, printable
-from exporter.machine import machine_record, package_versions
+from exporter.machine import package_versions
 from exporter.measure import (
     Form,
+    ScoredModel,
     form_row,
     gate_from_rows,
     onnx_forms,
     onnx_row,
     open_predictors,
-    strips_of_worst,
+    report_record,
+    scored,
     with_scores,
 )
 from exporter.onnx_graph import ImageToLabels
@@ -39,50 +40,31 @@ def measured(
     reference: ImageToLabels,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[Strip], Gate | None]:
-    predictor = TorchPredictor(reference)
+    model, predictor = _scored_model(work), TorchPredictor(reference)
     forms = onnx_forms(folder, work.files)
     rows = _speed_rows(request, work, forms, predictor, progress)
     strips: list[Strip] = []
     gate: Gate | None = None
     lost: list[dict[str, Any]] = []
-    skipped: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
     if work.pairs:
         with progress.stage("evaluate"), open_predictors(forms, predictor) as predictors:
-            data, zero = request.data, _reduces_zero_label(request, work)
-            evaluation = evaluate_predictors(
+            evaluation, strips = scored(
+                model,
                 predictors,
                 work.pairs,
-                input=work.input,
-                num_outputs=work.loaded.description.num_outputs,
-                num_classes=work.loaded.named,
-                reduce_zero_label=zero,
-                convert_images=data.convert_images,
-                skip_bad=data.skip_bad,
+                request.data,
+                reduce_zero_label=_reduces_zero_label(request, work),
                 on_image=progress.advance,
             )
-            strips = strips_of_worst(
-                evaluation,
-                predictors,
-                work.input,
-                work.loaded.palette,
-                convert_images=data.convert_images,
-                reduce_zero_label=zero,
-            )
         rows = with_scores(rows, evaluation)
-        gate, lost = gate_from_rows(
-            rows, work.loaded.classes[: work.loaded.named], request.max_drop
-        )
-        skipped = evaluation.skipped
-        work.warnings += left_out_lines("validation", skipped)
+        gate, lost = gate_from_rows(rows, model.classes, request.max_drop)
+        work.warnings += left_out_lines("validation", evaluation.skipped)
     work.warnings += _speed_warnings(rows)
-    report = _report(work, rows)
-    report["data"] = {
-        "folder": str(request.data.val or ""),
-        "images": len(work.pairs) - len(skipped),
-        "skipped": list(skipped),
-    }
+    report = report_record(model, rows, request.data, evaluation, work.warnings)
     report["gate"] = None if gate is None else {**asdict(gate), "lost": lost}
-    report["worst"] = [{"image": s.name, "agreement": s.agreement} for s in strips]
+    report["calibration"] = _calibration_record(work)
+    report["parity"] = None if work.parity is None else asdict(work.parity)
     return report, strips, gate
 
 
@@ -142,24 +124,16 @@ def _speed_warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _report(work: Work, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _scored_model(work: Work) -> ScoredModel:
     loaded = work.loaded
-    return {
-        "format": "riceseg-report",
-        "format_version": 1,
-        "name": loaded.description.name,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "checkpoint": {"file": loaded.checkpoint.path.name, "sha256": loaded.checkpoint.sha256},
-        "machine": machine_record(),
-        "versions": package_versions(),
-        "input_hw": list(work.input.hw),
-        "classes": list(loaded.classes[: loaded.named]),
-        "palette": [list(rgb) for rgb in loaded.palette[: loaded.named]],
-        "rows": rows,
-        "calibration": _calibration_record(work),
-        "parity": None if work.parity is None else asdict(work.parity),
-        "warnings": list(work.warnings),
-    }
+    return ScoredModel(
+        name=loaded.description.name,
+        checkpoint={"file": loaded.checkpoint.path.name, "sha256": loaded.checkpoint.sha256},
+        input=work.input,
+        classes=loaded.classes[: loaded.named],
+        palette=loaded.palette[: loaded.named],
+        num_outputs=loaded.description.num_outputs,
+    )
 
 
 def _calibration_record(work: Work) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ to nothing. `randomise` sets every number to something that matters.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
@@ -199,7 +200,7 @@ def _random_parameter(
         return 1.0 + 0.3 * noise if name.endswith("weight") else 0.3 * noise
     if parameter.dim() == 1:  # biases
         return 0.3 * noise
-    return noise * parameter[0].numel() ** -0.5
+    return noise / math.sqrt(parameter[0].numel())
 
 
 def _calibrate(norms: list[nn.BatchNorm2d], logits: Callable[[], Tensor]) -> None:

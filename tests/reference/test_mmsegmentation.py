@@ -253,7 +253,7 @@ def test_float64_comparison_would_notice_another_epsilon(small: Case, name: str)
     theirs, ours = (copy.deepcopy(m).double() for m in (small.theirs, small.ours.net))
     want = mmsegmentation_logits(theirs, x)
     assert max_abs(our_logits(ours, x) - want) <= 1e-10
-    norm = ours.get_submodule(name)
+    norm: Any = ours.get_submodule(name)
     norm.eps = 2 * norm.eps
     assert max_abs(our_logits(ours, x) - want) > 1e-9
 
@@ -316,6 +316,7 @@ def test_trained_rice_checkpoint_gives_mmsegmentations_labels() -> None:
         pytest.skip(f"no trained checkpoint with its tiles in {SHARED}: not redistributable")
     ours = load_model(checkpoint)
     theirs = mmsegmentation_model(mmsegmentation_config("b0", classes=2))
+    # mmengine's history objects need the full unpickler; the file is the project's own.
     weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
     theirs.load_state_dict(weights)
 
@@ -326,7 +327,7 @@ def test_trained_rice_checkpoint_gives_mmsegmentations_labels() -> None:
         step = mmsegmentation_test_step(theirs, image)
         logits = our_logits(ours.net, normalised(image[None], ours.mean, ours.std))
         labels = F.interpolate(logits, image.shape[:2], mode="bilinear").argmax(1)
-        assert set(labels.unique().tolist()) == {0, 1}
+        assert class_shares(labels, 2).min() > 0
         checked_agreement(labels, step.seg_logits.data[None])
         equal.append((labels == step.pred_sem_seg.data).double().mean())
     assert 100 * float(torch.stack(equal).mean()) >= MIN_AGREEMENT
