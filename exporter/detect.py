@@ -15,6 +15,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (segformer_keys,)
 # Part of a tensor name -> family, for the message about an architecture we do not export.
 # The first match counts, so the more particular parts come first.
 _FAMILY_SIGNS = (
+    ("segformer.stages.", "SegFormer under transformers 5's inner names (use save_pretrained)"),
     ("kernel_update_head", "K-Net"),
     ("decode_head.cls_emb", "Segmenter"),
     ("decoder.cls_emb", "Segmenter (original names)"),

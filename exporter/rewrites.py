@@ -44,8 +44,11 @@ class ScaledQueryAttention(nn.Module):
     """Efficient attention with 1/sqrt(d) inside the query's weights.
 
     softmax((x Wq + bq) k^T / sqrt(d)) = softmax((x Wq/sqrt(d) + bq/sqrt(d)) k^T), which saves a
-    pass over the (tokens x keys) matrix and lets TensorRT see the pattern it fuses. With one head
-    the split into heads is the identity and is left out.
+    pass over the (tokens x keys) matrix and lets TensorRT see the pattern it fuses.
+
+    With one head the split into heads is the identity and is left out, and the output projection
+    moves into the value's weights: A (x Wv + bv) Wo + bo = A (x Wv Wo + bv Wo + bo), since each row
+    of the softmax A sums to one. Values are sr_ratio^2 times fewer than tokens.
     """
 
     def __init__(self, source: EfficientAttention) -> None:
@@ -56,16 +59,21 @@ class ScaledQueryAttention(nn.Module):
         (wq, bq), (wk, bk), (wv, bv) = source.attn.split()
         scale = (wq.shape[0] // self.num_heads) ** -0.5
         self.q = _linear(wq * scale, None if bq is None else bq * scale)
-        self.k, self.v = _linear(wk, bk), _linear(wv, bv)
-        self.out_proj = source.attn.out_proj
+        self.k = _linear(wk, bk)
+        out = source.attn.out_proj
+        if self.num_heads == 1:
+            bias = None if bv is None else out.weight @ bv + out.bias
+            self.v, self.out_proj = _linear(out.weight @ wv, bias), None
+        else:
+            self.v, self.out_proj = _linear(wv, bv), out
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         source = x
         if self.sr_ratio > 1:
             source = self.norm(sequence_from_map(self.sr(map_from_sequence(x, hw))))
         q, k, v = self.q(x), self.k(source), self.v(source)
-        if self.num_heads == 1:
-            return self.out_proj((q @ k.transpose(1, 2)).softmax(dim=2) @ v)
+        if self.out_proj is None:
+            return (q @ k.transpose(1, 2)).softmax(dim=2) @ v
         q, k, v = (self._split_heads(t) for t in (q, k, v))
         out = (q @ k.transpose(2, 3)).softmax(dim=3) @ v
         return self.out_proj(out.transpose(1, 2).reshape(-1, hw[0] * hw[1], int(x.shape[2])))
