@@ -101,6 +101,12 @@ def random_crop(image: Any, mask: Any, rng: np.random.Generator) -> tuple[Tensor
     return window, label.long()
 
 
+def averaged(average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+    """Moving average whose memory grows to 500 steps, so that the random start is forgotten."""
+    keep = min(0.998, (1 + int(count)) / (10 + int(count)))
+    return average * keep + new * (1 - keep)
+
+
 def train(model: Segformer, pairs: list[tuple[Any, Any]], steps: int, seed: int) -> nn.Module:
     """The exponential moving average of the weights over the steps."""
     rng = np.random.default_rng(seed)
@@ -108,8 +114,7 @@ def train(model: Segformer, pairs: list[tuple[Any, Any]], steps: int, seed: int)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=1e-3, total_steps=steps, pct_start=0.1
     )
-    ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
+    average = torch.optim.swa_utils.AveragedModel(model, avg_fn=averaged, use_buffers=True)
     weights = torch.tensor(CLASS_WEIGHTS)
     started = time.perf_counter()
     model.train()
