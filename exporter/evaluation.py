@@ -16,24 +16,25 @@ from engines.dataset import Pair, pairs_from_folder
 from engines.errors import CheckpointError, ConfigError, GraphError
 from engines.images import sha256_of_file
 from engines.onnx_predictor import OnnxPredictor
-from exporter.benchmark import benchmark_checkpoint
+from exporter.checkpoint import Checkpoint
 from exporter.classes import checked_classes, classes_from_file
 from exporter.live import Progress
-from exporter.load import LoadOptions, first_image_hw, load_model, network_size
+from exporter.load import first_image_hw, load_model, network_size
 from exporter.machine import package_versions
 from exporter.measure import (
     Form,
     ScoredModel,
-    form_row,
     onnx_forms,
     onnx_row,
     open_predictors,
     report_record,
     scored,
+    scored_model,
+    torch_row,
     with_scores,
 )
 from exporter.onnx_graph import GraphSpec, ImageToLabels
-from exporter.request import DataOptions
+from exporter.request import DataOptions, LoadOptions
 from exporter.results import left_out_lines
 from exporter.run_onnx import logits_tensor
 from exporter.strips import Strip
@@ -51,7 +52,7 @@ class _Target:
     warnings: tuple[str, ...]
     forms: tuple[Form, ...] = ()
     torch: TorchPredictor | None = None
-    torch_path: Path | None = None
+    checkpoint: Checkpoint | None = None
 
 
 def evaluate_target(
@@ -74,8 +75,8 @@ def evaluate_target(
         found = _target(target, options, size, pairs, data)
     with progress.stage("time each form"):
         rows = [onnx_row(form, RUNS) for form in found.forms]
-        if found.torch is not None and found.torch_path is not None:
-            rows = [_torch_row(found, found.torch.name, found.torch_path)]
+        if found.torch is not None and found.checkpoint is not None:
+            rows = [torch_row(found.model, found.checkpoint, found.torch.name, RUNS)]
     zero = found.reduce_zero_label if data.reduce_zero_label is None else data.reduce_zero_label
     with progress.stage("evaluate"), open_predictors(found.forms, found.torch) as predictors:
         evaluation, strips = scored(
@@ -219,27 +220,9 @@ def _from_checkpoint(
         input_spec.hw, loaded.mean, loaded.std, align_corners=bool(loaded.settings.align_corners)
     )
     return _Target(
-        model=ScoredModel(
-            name=loaded.description.name,
-            checkpoint={"file": loaded.checkpoint.path.name, "sha256": loaded.checkpoint.sha256},
-            input=input_spec,
-            classes=loaded.classes[: loaded.named],
-            palette=loaded.palette[: loaded.named],
-            num_outputs=loaded.description.num_outputs,
-        ),
+        model=scored_model(loaded, input_spec),
         reduce_zero_label=bool(loaded.settings.reduce_zero_label),
         warnings=loaded.warnings,
         torch=TorchPredictor(ImageToLabels(loaded.net, spec).eval()),
-        torch_path=loaded.checkpoint.path,
-    )
-
-
-def _torch_row(found: _Target, name: str, path: Path) -> dict[str, Any]:
-    info = FileInfo(path.name, sha256_of_file(path), path.stat().st_size)
-    form = Form(name, "fp32", f"PyTorch {package_versions()['torch']}", path, info)
-    return form_row(
-        form,
-        lambda: benchmark_checkpoint(
-            path, found.model.input.hw, num_outputs=found.model.num_outputs, runs=RUNS
-        ),
+        checkpoint=loaded.checkpoint,
     )

@@ -35,7 +35,7 @@ from exporter.onnx_graph import (
 )
 from exporter.parity import check_parity
 from exporter.report import write_report
-from exporter.request import DataOptions, ExportRequest
+from exporter.request import DataOptions, ExportRequest, calibration_source
 from exporter.results import bundle_of, left_out_lines, measured
 from exporter.rewrites import rewritten_for_export
 from exporter.simplify import simplify_onnx
@@ -162,13 +162,7 @@ def _calibration_images(
 ) -> tuple[CalibrationImage, ...]:
     if not request.int8:
         return ()
-    if request.data.calib is None:
-        raise ConfigError(
-            "--int8 without --calib",
-            expected="images from the field: INT8 ranges are never taken from noise",
-            do="pass --calib with a folder of some 100 training images",
-        )
-    files = calibration_images_from(request.data.calib)
+    files = calibration_images_from(calibration_source(request.data.calib))
     return calibration_list(files, validation_files=[pair.image for pair in pairs])
 
 

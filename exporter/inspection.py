@@ -86,9 +86,9 @@ def _precision(model: onnx.ModelProto, counts: Counter[str]) -> str:
 
 
 def _checkpoint_facts(path: Path) -> Facts:
-    from exporter.load import LoadOptions, load_model, network_size  # torch, here alone
+    from exporter.load import load_model, network_size  # torch, here alone
 
-    loaded = load_model(path, LoadOptions())
+    loaded = load_model(path)
     found = loaded.description
     (h, w), resize = network_size(loaded, None)
     return {

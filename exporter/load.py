@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -18,27 +17,13 @@ from exporter.checkpoint import Checkpoint, state_dict_from_checkpoint
 from exporter.classes import checked_classes, classes_from_file
 from exporter.config_text import ConfigSettings, settings_from_config_text
 from exporter.detect import model_from_state_dict
+from exporter.request import LoadOptions, Resize
 
 # ImageNet statistics in the 0..255 scale, RGB: SegFormer's family default.
 DEFAULT_MEAN, DEFAULT_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 DEFAULT_HW = (512, 512)
-Resize = Literal["stretch", "letterbox"]
 SIDE_MULTIPLE = 32
 SMALLEST_STD = 1e-6  # its reciprocal and every product with it are finite in float32
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """What the user may say about a checkpoint that its tensors cannot tell.
-
-    `mean` and `std` are per channel in the 0..255 scale. `classes` is a file of names.
-    """
-
-    model: str | None = None
-    classes: Path | None = None
-    keep_classes: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

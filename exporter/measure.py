@@ -21,6 +21,9 @@ from engines.images import image_from_file, mask_from_file
 from engines.onnx_predictor import OnnxPredictor
 from engines.resize import network_image_from_image
 from engines.scores import IGNORE
+from exporter.benchmark import benchmark_checkpoint
+from exporter.checkpoint import Checkpoint
+from exporter.load import LoadedModel
 from exporter.machine import machine_record, package_versions
 from exporter.request import DataOptions
 from exporter.strips import Strip, strip_panels
@@ -62,6 +65,18 @@ class ScoredModel:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     num_outputs: int
+
+
+def scored_model(loaded: LoadedModel, input: InputSpec) -> ScoredModel:
+    checkpoint = loaded.checkpoint
+    return ScoredModel(
+        name=loaded.description.name,
+        checkpoint={"file": checkpoint.path.name, "sha256": checkpoint.sha256},
+        input=input,
+        classes=loaded.classes[: loaded.named],
+        palette=loaded.palette[: loaded.named],
+        num_outputs=loaded.description.num_outputs,
+    )
 
 
 @contextlib.contextmanager
@@ -173,6 +188,19 @@ def form_row(form: Form, measure: Callable[[], Benchmark]) -> dict[str, Any]:
 
 def onnx_row(form: Form, runs: int) -> dict[str, Any]:
     return form_row(form, lambda: benchmark_onnx(form.path, runs=runs))
+
+
+def torch_row(model: ScoredModel, checkpoint: Checkpoint, name: str, runs: int) -> dict[str, Any]:
+    """The row of the PyTorch model that `checkpoint` holds."""
+    path = checkpoint.path
+    info = FileInfo(path.name, checkpoint.sha256, path.stat().st_size)
+    form = Form(name, "fp32", f"PyTorch {package_versions()['torch']}", path, info)
+    return form_row(
+        form,
+        lambda: benchmark_checkpoint(
+            path, model.input.hw, num_outputs=model.num_outputs, runs=runs
+        ),
+    )
 
 
 def with_scores(rows: list[dict[str, Any]], evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from exporter.load import LoadOptions, Resize
+from engines.errors import ConfigError
+
+Resize = Literal["stretch", "letterbox"]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the user may say about a checkpoint that its tensors cannot tell.
+
+    `mean` and `std` are per channel in the 0..255 scale. `classes` is a file of names.
+    """
+
+    model: str | None = None
+    classes: Path | None = None
+    keep_classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -18,6 +35,17 @@ class DataOptions:
     skip_bad: bool = False
     convert_images: bool = False
     reduce_zero_label: bool | None = None  # None: as the checkpoint's configuration says
+
+
+def calibration_source(calib: Path | None) -> Path:
+    """Where INT8's images are; ConfigError when nobody said."""
+    if calib is None:
+        raise ConfigError(
+            "--int8 without --calib",
+            expected="images from the field: INT8 ranges are never taken from noise",
+            do="pass --calib with a folder of some 100 training images",
+        )
+    return calib
 
 
 @dataclass(frozen=True)

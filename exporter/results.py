@@ -7,21 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engines.bundle import Bundle, CheckpointInfo, FileInfo, Gate, ModelInfo
+from engines.bundle import Bundle, CheckpointInfo, Gate, ModelInfo
 from engines.evaluate import Evaluation
-from exporter.benchmark import benchmark_checkpoint
 from exporter.live import Progress, printable
 from exporter.machine import package_versions
 from exporter.measure import (
     Form,
     ScoredModel,
-    form_row,
     gate_from_rows,
     onnx_forms,
     onnx_row,
     open_predictors,
     report_record,
     scored,
+    scored_model,
+    torch_row,
     with_scores,
 )
 from exporter.onnx_graph import ImageToLabels
@@ -40,9 +40,9 @@ def measured(
     reference: ImageToLabels,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[Strip], Gate | None]:
-    model, predictor = _scored_model(work), TorchPredictor(reference)
+    model, predictor = scored_model(work.loaded, work.input), TorchPredictor(reference)
     forms = onnx_forms(folder, work.files)
-    rows = _speed_rows(request, work, forms, predictor, progress)
+    rows = _speed_rows(request, work, model, forms, predictor, progress)
     strips: list[Strip] = []
     gate: Gate | None = None
     lost: list[dict[str, Any]] = []
@@ -83,28 +83,15 @@ def _reduces_zero_label(request: ExportRequest, work: Work) -> bool:
 def _speed_rows(
     request: ExportRequest,
     work: Work,
+    model: ScoredModel,
     forms: Sequence[Form],
     predictor: TorchPredictor,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    checkpoint = work.loaded.checkpoint
-    info = FileInfo(checkpoint.path.name, checkpoint.sha256, checkpoint.path.stat().st_size)
-    runtime = f"PyTorch {package_versions()['torch']}"
-    torch_form = Form(predictor.name, "fp32", runtime, checkpoint.path, info)
     with progress.stage("time each form"):
         total = 1 + len(forms)
         progress.advance(0, total)
-        rows = [
-            form_row(
-                torch_form,
-                lambda: benchmark_checkpoint(
-                    checkpoint.path,
-                    work.input.hw,
-                    num_outputs=work.loaded.description.num_outputs,
-                    runs=request.runs,
-                ),
-            )
-        ]
+        rows = [torch_row(model, work.loaded.checkpoint, predictor.name, request.runs)]
         for form in forms:
             progress.advance(len(rows), total)
             rows.append(onnx_row(form, request.runs))
@@ -122,18 +109,6 @@ def _speed_warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"on this CPU INT8 is slower than FP32 ({int8:.0f} against {fp32:.0f} ms): ONNX Runtime's "
         "CPU kernels show INT8's accuracy, not the speed it has on a GPU"
     ]
-
-
-def _scored_model(work: Work) -> ScoredModel:
-    loaded = work.loaded
-    return ScoredModel(
-        name=loaded.description.name,
-        checkpoint={"file": loaded.checkpoint.path.name, "sha256": loaded.checkpoint.sha256},
-        input=work.input,
-        classes=loaded.classes[: loaded.named],
-        palette=loaded.palette[: loaded.named],
-        num_outputs=loaded.description.num_outputs,
-    )
 
 
 def _calibration_record(work: Work) -> dict[str, Any] | None:

@@ -10,7 +10,8 @@ import torch
 
 from engines.errors import ConfigError
 from exporter.architectures.segformer import Segformer
-from exporter.load import LoadOptions, load_model, network_size
+from exporter.load import load_model, network_size
+from exporter.request import LoadOptions
 from tests.test_segformer import shape_of
 
 CONFIG_1X = """

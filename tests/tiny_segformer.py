@@ -157,8 +157,7 @@ def untimed(*_: object, **__: object) -> Benchmark:
 
 
 TIMED = (
-    "exporter.results.benchmark_checkpoint",
-    "exporter.evaluation.benchmark_checkpoint",
+    "exporter.measure.benchmark_checkpoint",
     "exporter.measure.benchmark_onnx",
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,9 +21,7 @@ from exporter.commands.options import (
 )
 from exporter.commands.show import show_report
 from exporter.live import Progress
-
-if TYPE_CHECKING:  # it imports torch
-    from exporter.request import ExportRequest
+from exporter.request import ExportRequest, GraphOptions, calibration_source
 
 EXAMPLES = """
 \b
@@ -105,12 +103,8 @@ def export(**values: Any) -> None:
 
 
 def _check_data_options(values: dict[str, Any]) -> None:
-    if values["int8"] and values["calib"] is None:
-        raise ConfigError(
-            "--int8 without --calib",
-            expected="images from the field: INT8 ranges are never taken from noise",
-            do="pass --calib with a folder of some 100 training images",
-        )
+    if values["int8"]:
+        calibration_source(values["calib"])
     if values["val_masks"] is not None and values["val"] is None:
         raise ConfigError(
             "--val-masks without --val",
@@ -120,8 +114,6 @@ def _check_data_options(values: dict[str, Any]) -> None:
 
 
 def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
-    from exporter.request import ExportRequest, GraphOptions
-
     return ExportRequest(
         checkpoint=checkpoint,
         out=values["out"] or Path("build") / (values["model"] or checkpoint.resolve().stem),

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from engines.bundle import MAX_BATCH
 from engines.errors import ConfigError
-
-if TYPE_CHECKING:  # they import torch, for which --help and shell completion must not wait
-    from exporter.load import LoadOptions
-    from exporter.request import DataOptions
+from exporter.request import DataOptions, LoadOptions
 
 Command = Callable[..., Any]
 MAX_DIGITS = 9  # longer numbers are no sizes, and Python refuses to read those of 4300 digits
@@ -125,8 +122,6 @@ def load_options(function: Command) -> Command:
 
 
 def load_options_from(values: dict[str, Any], model: str | None = None) -> LoadOptions:
-    from exporter.load import LoadOptions
-
     return LoadOptions(
         model=model,
         classes=values["classes"],
@@ -155,8 +150,6 @@ def data_options(function: Command) -> Command:
 def data_options_from(
     values: dict[str, Any], *, calib: Path | None, val: Path | None, val_masks: Path | None
 ) -> DataOptions:
-    from exporter.request import DataOptions
-
     return DataOptions(
         calib=calib,
         val=val,

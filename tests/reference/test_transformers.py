@@ -25,7 +25,8 @@ from random_models import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from exporter.load import LoadedModel, LoadOptions, load_model
+from exporter.load import LoadedModel, load_model
+from exporter.request import LoadOptions
 from exporter.rewrites import rewritten_for_export
 
 # Means and deviations for five channels, since nothing but ImageNet's has a default.
