@@ -8,6 +8,8 @@ RicesegError
 │   ├── DatasetError          a folder of images and masks, a calibration list
 │   ├── BundleError           a bundle folder
 │   ├── GraphError            an ONNX file
+│   ├── EngineError           an engine file, or a build that failed
+│   ├── DeviceError           the GPU, its driver, its memory or the CUDA binding
 │   ├── InputError            an array given to a predictor
 │   ├── OutputError           the place to write to
 │   ├── DownloadError         the network or the server
@@ -53,6 +55,14 @@ class BundleError(UserError):
 
 class GraphError(UserError):
     """An ONNX file cannot be used for what was asked."""
+
+
+class EngineError(UserError):
+    """An engine file is damaged or made for another machine, or could not be built."""
+
+
+class DeviceError(UserError):
+    """The GPU, its driver, its memory or the binding to it cannot do what was asked."""
 
 
 class InputError(UserError):

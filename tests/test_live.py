@@ -19,16 +19,15 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from exporter.live import (
+from engines.progress import (
     PlainProgress,
     Progress,
-    RichProgress,
     SilentProgress,
+    TerminalProgress,
     duration_text,
     printable,
-    progress_for,
-    scores_table,
 )
+from exporter.live import RichProgress, progress_for, scores_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -338,3 +337,18 @@ def test_korean_names_keep_the_columns_of_the_table_straight() -> None:
     )
     first, second = lines[2], lines[3]
     assert cell_len(first[: first.index("85.00")]) == cell_len(second[: second.index("85.00")])
+
+
+def test_without_rich_a_terminal_gets_one_moving_line_with_the_time_left() -> None:
+    terminal, clock = Terminal(), Clock()
+    progress = TerminalProgress(terminal, clock=clock)
+    with progress.stage("build"):
+        clock.now = 10.0
+        progress.advance(1, 4)  # 10 s for a quarter: 30 s are left
+        progress.note("도열병")
+    assert terminal.getvalue() == (
+        "build ...\n"
+        "\r  build [######..................] 1/4  30.0 s left\x1b[K"
+        "\r\x1b[K  도열병\n"
+        "build: done (10.0 s)\n"
+    )

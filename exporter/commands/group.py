@@ -21,12 +21,12 @@ from engines.errors import (
     OutputError,
     UserError,
 )
+from engines.progress import printable
 from exporter.commands.evaluate import evaluate
 from exporter.commands.export import export
 from exporter.commands.inspect import inspect
 from exporter.commands.models import models
 from exporter.commands.segment import segment
-from exporter.live import printable
 from exporter.machine import package_versions
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from exporter.live import printable, scores_table
+from engines.progress import printable
+from exporter.live import scores_table
 
 FEWEST_COLUMNS = 80
 
