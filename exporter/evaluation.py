@@ -16,9 +16,9 @@ from engines.dataset import Pair, pairs_from_folder
 from engines.errors import CheckpointError, ConfigError, GraphError
 from engines.images import sha256_of_file
 from engines.onnx_predictor import OnnxPredictor
+from engines.progress import Progress
 from exporter.checkpoint import Checkpoint
 from exporter.classes import checked_classes, classes_from_file
-from exporter.live import Progress
 from exporter.load import first_image_hw, load_model, network_size
 from exporter.machine import package_versions
 from exporter.measure import (

@@ -24,8 +24,8 @@ from engines.bundle import (
 from engines.dataset import Pair, calibration_images_from, pairs_from_folder
 from engines.errors import ConfigError, ImageError
 from engines.images import image_from_file
+from engines.progress import Progress
 from engines.resize import network_image_from_image
-from exporter.live import Progress
 from exporter.load import LoadedModel, first_image_hw, load_model, network_size
 from exporter.onnx_graph import (
     GraphSpec,

@@ -9,7 +9,7 @@ from typing import Any
 
 from engines.bundle import Bundle, CheckpointInfo, Gate, ModelInfo
 from engines.evaluate import Evaluation
-from exporter.live import Progress, printable
+from engines.progress import Progress, printable
 from exporter.machine import package_versions
 from exporter.measure import (
     Form,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from engines.errors import ConfigError, GateError
+from engines.progress import Progress
 from exporter.commands.options import (
     PATH,
     BatchRange,
@@ -20,7 +21,6 @@ from exporter.commands.options import (
     load_options_from,
 )
 from exporter.commands.show import show_report
-from exporter.live import Progress
 from exporter.request import ExportRequest, GraphOptions, calibration_source
 
 EXAMPLES = """
