@@ -141,7 +141,7 @@ class TerminalProgress(PlainProgress):
         text = f"{title} [{'#' * filled}{'.' * (self.WIDTH - filled)}] {count_text(done, total)}"
         spent = now - self._started[-1]
         if total and 0 < done < total and spent > 1.0:
-            text += f"  {duration_text(spent * (total - done) / done)} left"
+            text += f", {duration_text(spent * (total - done) / done)} left"
         self._stream.write("\r" + self._shown(text) + "\x1b[K")
         self._stream.flush()
         self._moving = True

@@ -348,7 +348,7 @@ def test_without_rich_a_terminal_gets_one_moving_line_with_the_time_left() -> No
         progress.note("도열병")
     assert terminal.getvalue() == (
         "build ...\n"
-        "\r  build [######..................] 1/4  30.0 s left\x1b[K"
+        "\r  build [######..................] 1/4, 30.0 s left\x1b[K"
         "\r\x1b[K  도열병\n"
         "build: done (10.0 s)\n"
     )
