@@ -35,12 +35,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.board.machine import machine_record, package_versions
 from engines.errors import ConfigError, UserError
 from engines.images import image_files_from, image_from_file, sha256_of_file
 from engines.resize import ResizeRule, network_image_from_image
 from exporter.checkpoint import state_dict_from_checkpoint
 from exporter.load import LoadedModel, load_model
-from exporter.machine import machine_record, package_versions
 from exporter.onnx_graph import INPUT_NAME, GraphSpec, onnx_from_model
 from exporter.request import LoadOptions
 from exporter.rewrites import rewritten_for_export

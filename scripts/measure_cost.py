@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from exporter.machine import machine_record, package_versions
+from engines.board.machine import machine_record, package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
