@@ -1,6 +1,6 @@
-"""Measure latency, rate and peak memory of one predictor, each model in a process of its own.
+"""Measure latency, rate, memory and power of one predictor, each model in a process of its own.
 
-`python -m engines.benchmark MODEL.onnx` prints one line of JSON.
+`python -m engines.benchmark FILE` (.onnx or .engine) prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -10,66 +10,39 @@ import json
 import os
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 
-from engines.errors import ConfigError, GraphError, UserError
-from engines.resize import Image, Labels
+from engines.errors import (
+    ConfigError,
+    DeviceError,
+    EngineError,
+    GraphError,
+    InputError,
+    UserError,
+)
+from engines.resize import Image
+from engines.timing import Benchmark, benchmark_predictor, check_counts, peak_memory_mb
 
+if TYPE_CHECKING:
+    from engines.trt.predictor import TrtPredictor
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Latency is of one call with `batch` images; `fps` counts images: batch * 1000 / mean latency.
+__all__ = [
+    "Benchmark",
+    "benchmark_engine",
+    "benchmark_onnx",
+    "benchmark_predictor",
+    "peak_memory_mb",
+]
 
-    `peak_memory_mb` is the process's largest resident size so far, in 1e6 bytes, with the Python
-    interpreter and the libraries. `threads` None: the runtime chose.
-    """
-
-    latency_p50_ms: float
-    latency_p95_ms: float
-    fps: float
-    peak_memory_mb: float
-    runs: int
-    warmup: int
-    threads: Optional[int]
-    batch: int
-
-
-def benchmark_predictor(
-    labels: Callable[[Image], Labels],
-    batch: Image,
-    *,
-    runs: int = 30,
-    warmup: int = 5,
-    threads: Optional[int] = None,
-) -> Benchmark:
-    """Time `labels(batch)` in this process: `warmup` calls left out, then `runs` calls.
-
-    The call must return finished labels (a GPU synchronised). `threads` is only recorded.
-    """
-    _check_counts(runs, warmup)
-    for _ in range(warmup):
-        labels(batch)
-    times_ms: List[float] = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        labels(batch)
-        times_ms.append((time.perf_counter() - start) * 1000.0)
-    p50, p95 = np.percentile(times_ms, [50, 95])
-    return Benchmark(
-        latency_p50_ms=float(p50),
-        latency_p95_ms=float(p95),
-        fps=len(batch) * 1000.0 / max(sum(times_ms) / runs, 1e-6),
-        peak_memory_mb=peak_memory_mb(),
-        runs=runs,
-        warmup=warmup,
-        threads=threads,
-        batch=len(batch),
-    )
+# Calls that are split by CUDA events; the events cost time themselves, so they are extra calls.
+MOST_SPLIT_CALLS = 100
+_ERRORS: Dict[str, Type[UserError]] = {
+    kind.__name__: kind for kind in (ConfigError, DeviceError, EngineError, GraphError, InputError)
+}
 
 
 def benchmark_onnx(
@@ -78,17 +51,47 @@ def benchmark_onnx(
     runs: int = 30,
     warmup: int = 5,
     threads: Optional[int] = None,
+    batch: Optional[int] = None,
 ) -> Benchmark:
     """Time a graph on ONNX Runtime in a fresh process, so that the peak memory is its own.
 
-    The input is one image of fixed noise, or as many as the graph's fixed batch.
-    Raises GraphError, with the reason, when the graph does not load or run.
+    The input is fixed noise: `batch` images, or as many as the graph's fixed batch, or one.
+    Raises GraphError, with the reason, when the graph does not load or run, and ConfigError for
+    counts that cannot be.
     """
-    _check_counts(runs, warmup)
+    check_counts(runs, warmup)
+    extra = [] if threads is None else ["--threads", str(threads)]
+    return _in_a_process(path, runs, warmup, batch, extra)
+
+
+def benchmark_engine(
+    path: Union[str, os.PathLike[str]],
+    *,
+    runs: int = 30,
+    warmup: int = 5,
+    batch: Optional[int] = None,
+) -> Benchmark:
+    """Time an engine file in a fresh process, with the board's power, clock and temperature.
+
+    Latency and fps are of the call that a program makes, image in and labels out; the split into
+    copy in, compute and copy out is measured with CUDA events in further calls.
+    Raises EngineError for a file that is not for this GPU and TensorRT, DeviceError without a GPU.
+    """
+    check_counts(runs, warmup)
+    return _in_a_process(path, runs, warmup, batch, [])
+
+
+def _in_a_process(
+    path: Union[str, os.PathLike[str]],
+    runs: int,
+    warmup: int,
+    batch: Optional[int],
+    extra: Sequence[str],
+) -> Benchmark:
     command = [sys.executable, "-m", "engines.benchmark", os.path.abspath(path)]
-    command += ["--runs", str(runs), "--warmup", str(warmup)]
-    if threads is not None:
-        command += ["--threads", str(threads)]
+    command += ["--runs", str(runs), "--warmup", str(warmup), *extra]
+    if batch is not None:
+        command += ["--batch", str(batch)]
     # The package is found without being installed, and a folder named engines/ where the caller
     # happens to stand is not taken for it.
     parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -105,74 +108,117 @@ def benchmark_onnx(
         capture_output=True,
         check=False,
     )
+    return _answer(Path(path), child)
+
+
+def _answer(path: Path, child: subprocess.CompletedProcess[bytes]) -> Benchmark:
+    kind: Type[UserError] = EngineError if _is_engine(path) else GraphError
     lines = child.stdout.decode("utf-8", "replace").splitlines()
     try:
         answer = json.loads(lines[-1])
         if child.returncode == 2:
-            raise GraphError(answer["got"], expected=answer["expected"], do=answer["do"])
+            kind = _ERRORS.get(answer["kind"], kind)
+            raise kind(answer["got"], expected=answer["expected"], do=answer["do"])
         return Benchmark(**answer)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         said = child.stderr.decode("utf-8", "replace").strip() or "no message"
-        raise GraphError(
-            f"a benchmark of {Path(path).name!r} that ended with status {child.returncode}: "
+        raise kind(
+            f"a benchmark of {path.name!r} that ended with status {child.returncode}: "
             f"{said.splitlines()[-1]}",
             expected="one line of JSON and status 0",
             do="free some memory if the status is -9 (stopped by the system), or try fewer threads",
         ) from error
 
 
-def _check_counts(runs: int, warmup: int) -> None:
-    if runs < 1 or warmup < 0:
-        raise ConfigError(
-            f"{runs} runs after {warmup} for warm-up",
-            expected="1 or more runs, 0 or more for warm-up",
-            do="use --runs 30 --warmup 5",
-        )
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process since it was started, in 1e6 bytes."""
-    # ru_maxrss survives exec: the child of a process of 600 MB starts at 611 MB, while VmHWM starts
-    # at 9 MB (Linux 6.18, tried).
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        status = ""
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+def _is_engine(path: Path) -> bool:
+    return path.suffix == ".engine"
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Print the Benchmark of one ONNX file as JSON; status 2 and the error as JSON if it fails."""
-    from engines.onnx_predictor import OnnxPredictor
-
+    """Print the Benchmark of one file as JSON; status 2 and the error as JSON if it fails."""
     parser = argparse.ArgumentParser(prog="python -m engines.benchmark", description=__doc__)
-    parser.add_argument("path", help="ONNX file")
+    parser.add_argument("path", type=Path, help="ONNX file or engine file")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=None, help="of ONNX Runtime")
+    parser.add_argument("--batch", type=int, default=None, help="images of one call")
     options = parser.parse_args(arguments)
     try:
-        with OnnxPredictor(options.path, threads=options.threads) as predictor:
-            shape = (predictor.fixed_batch or 1, *predictor.input_hw, predictor.channels)
-            batch = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-            result = benchmark_predictor(
-                predictor.labels,
-                batch,
-                runs=options.runs,
-                warmup=options.warmup,
-                threads=options.threads,
-            )
+        result = _engine_result(options) if _is_engine(options.path) else _onnx_result(options)
     except UserError as error:
-        print(json.dumps({"got": error.got, "expected": error.expected, "do": error.do}))
+        answer = {"got": error.got, "expected": error.expected, "do": error.do}
+        print(json.dumps({"kind": type(error).__name__, **answer}))
         return 2
     print(json.dumps(asdict(result)))
     return 0
+
+
+def _onnx_result(options: argparse.Namespace) -> Benchmark:
+    from engines.board import Telemetry, jetson
+    from engines.onnx_predictor import OnnxPredictor
+
+    # A Jetson's input rail feeds its CPU too; on a desktop only the GPU's power is known.
+    telemetry = Telemetry() if jetson.is_jetson(Path("/")) else None
+    with OnnxPredictor(options.path, threads=options.threads) as predictor:
+        batch = _noise(predictor, options.batch, predictor.fixed_batch)
+        result = benchmark_predictor(
+            predictor.labels,
+            batch,
+            runs=options.runs,
+            warmup=options.warmup,
+            threads=options.threads,
+            telemetry=telemetry,
+        )
+    return replace(result, gpu_clock_mhz=None)
+
+
+def _engine_result(options: argparse.Namespace) -> Benchmark:
+    from engines.board import Telemetry
+    from engines.trt.predictor import TrtPredictor
+
+    with TrtPredictor(options.path) as predictor:
+        batch = _noise(predictor, options.batch, predictor.max_batch)
+        result = benchmark_predictor(
+            predictor.labels,
+            batch,
+            runs=options.runs,
+            warmup=options.warmup,
+            telemetry=Telemetry(),
+        )
+        split = _split_of_calls(predictor, batch, min(options.runs, MOST_SPLIT_CALLS))
+        return replace(
+            result,
+            gpu_memory_mb=predictor.device_memory_bytes() / 1e6,
+            notes=[*predictor.notes, *(result.notes or [])],
+            **split,
+        )
+
+
+def _split_of_calls(predictor: TrtPredictor, batch: Image, calls: int) -> Dict[str, Any]:
+    """Medians of the parts of a call, in ms, and the rate that the GPU's own part would allow."""
+    timings = [predictor.timed(batch)[1] for _ in range(calls)]
+    compute_ms: List[float] = [timing.compute_ms for timing in timings]
+    return {
+        "copy_in_ms": float(np.median([timing.copy_in_ms for timing in timings])),
+        "compute_ms": float(np.median(compute_ms)),
+        "copy_out_ms": float(np.median([timing.copy_out_ms for timing in timings])),
+        "fps_events": len(batch) * 1000.0 / max(sum(compute_ms) / calls, 1e-6),
+    }
+
+
+def _noise(predictor: Any, batch: Optional[int], most: Optional[int]) -> Image:
+    """Images (N, H, W, C) of fixed noise; N is `batch`, the predictor's fixed batch, or 1."""
+    fixed: Optional[int] = predictor.fixed_batch
+    count = (fixed or 1) if batch is None else batch
+    if count < 1 or (fixed is not None and count != fixed) or (most is not None and count > most):
+        allowed = f"{fixed}" if fixed is not None else f"1 to {most}" if most else "1 or more"
+        raise ConfigError(
+            f"a batch of {count} for {predictor.name!r}",
+            expected=allowed,
+            do="leave --batch out, or export the model with another --batch",
+        )
+    shape: Tuple[int, ...] = (count, *predictor.input_hw, predictor.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 if __name__ == "__main__":

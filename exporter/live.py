@@ -29,7 +29,10 @@ from engines.progress import (
     duration_text,
     printable,
 )
-from exporter.report import NOT_MEASURED, comparison_rows
+from engines.report import ALWAYS_SHOWN, NOT_MEASURED, comparison_rows
+
+# As many columns as 80 characters hold; the others are in the report's files.
+TERMINAL_KEYS = (*ALWAYS_SHOWN, "latency_p99_ms")
 
 
 class RichProgress:
@@ -104,7 +107,7 @@ def progress_for(stream: TextIO) -> Progress:
 
 def scores_table(report: Mapping[str, Any]) -> Table:
     """The comparison of a report for the terminal; the reasons of failed rows stand below it."""
-    headings, *rows = comparison_rows(report)
+    headings, *rows = comparison_rows(report, keys=TERMINAL_KEYS)
     # As narrow as it gets, so that 80 columns are enough; only the first column may wrap.
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     table.add_column(headings[0], overflow="fold")

@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.benchmark import Benchmark, benchmark_onnx
-from engines.bundle import FileInfo, Gate, InputSpec
+from engines.benchmark import benchmark_onnx
+from engines.board.machine import machine_record, package_versions
+from engines.bundle import FileInfo, InputSpec
 from engines.dataset import Pair
-from engines.errors import DatasetError, UserError
 from engines.evaluate import Evaluation, Predictor, evaluate_predictors
+from engines.forms import Form, form_row
 from engines.images import image_from_file, mask_from_file
 from engines.onnx_predictor import OnnxPredictor
 from engines.resize import network_image_from_image
+from engines.scored_rows import check_something_was_scored, row_with_scores
 from engines.scores import IGNORE
 from exporter.benchmark import benchmark_checkpoint
 from exporter.checkpoint import Checkpoint
 from exporter.load import LoadedModel
-from exporter.machine import machine_record, package_versions
 from exporter.request import DataOptions
 from exporter.strips import Strip, strip_panels
 from exporter.torch_predictor import TorchPredictor
-
-FORM_NAMES = {"fp32": "ONNX FP32", "fp16": "ONNX FP16", "int8": "ONNX INT8"}
-
-
-@dataclass(frozen=True)
-class Form:
-    """One row of the comparison: where it lies and how it is run."""
-
-    name: str
-    precision: str
-    runtime: str
-    path: Path
-    info: FileInfo
-
-
-def onnx_forms(folder: Path, files: Mapping[str, FileInfo]) -> list[Form]:
-    runtime = f"ONNX Runtime {package_versions()['onnxruntime']}"
-    return [
-        Form(FORM_NAMES[key], key, runtime, folder / files[key].file, files[key])
-        for key in FORM_NAMES
-        if key in files
-    ]
 
 
 @dataclass(frozen=True)
@@ -145,6 +122,7 @@ def report_record(
             "folder": str(data.val or ""),
             "images": 0 if evaluation is None else evaluation.images,
             "skipped": skipped,
+            "sha256": None if evaluation is None else evaluation.images_sha256,
         },
         "input_hw": list(model.input.hw),
         "classes": list(model.classes),
@@ -155,34 +133,6 @@ def report_record(
         "parity": None,
         "warnings": list(warnings),
         "worst": [{"image": item.image.name, "agreement": item.agreement} for item in worst],
-    }
-
-
-def form_row(form: Form, measure: Callable[[], Benchmark]) -> dict[str, Any]:
-    """A report row without scores; a benchmark that fails is kept as the row's error."""
-    row: dict[str, Any] = {
-        "form": form.name,
-        "precision": form.precision,
-        "runtime": form.runtime,
-        "file": form.info.file,
-        "sha256": form.info.sha256,
-        "file_mb": form.info.bytes / 1e6,
-        "error": None,
-    }
-    try:
-        result = measure()
-    except UserError as error:
-        return {**row, "error": str(error)}
-    return {
-        **row,
-        "latency_p50_ms": result.latency_p50_ms,
-        "latency_p95_ms": result.latency_p95_ms,
-        "fps": result.fps,
-        "peak_memory_mb": result.peak_memory_mb,
-        "batch": result.batch,
-        "warmup": result.warmup,
-        "runs": result.runs,
-        "threads": result.threads,
     }
 
 
@@ -208,46 +158,9 @@ def with_scores(rows: list[dict[str, Any]], evaluation: Evaluation) -> list[dict
 
     Raises DatasetError when there was nothing to score: no pixel of any mask has a label.
     """
-    if not math.isfinite(evaluation.rows[0].scores.miou):
-        raise DatasetError(
-            f"{evaluation.images} masks in which no pixel has a label of a named class",
-            expected="masks with the class index of each pixel; 255 means no label",
-            do="check the masks, and --reduce-zero-label",
-        )
+    check_something_was_scored(evaluation)
     scores = {row.name: row for row in evaluation.rows}
-    joined = []
-    for row in rows:
-        found = scores[row["form"]]
-        joined.append({
-            **row,
-            "miou": found.scores.miou,
-            "macc": found.scores.macc,
-            "aacc": found.scores.aacc,
-            "iou": [_number(v) for v in found.scores.iou],
-            "acc": [_number(v) for v in found.scores.acc],
-            "agreement": found.agreement,
-        })  # fmt: skip
-    return joined
-
-
-def gate_from_rows(
-    rows: Sequence[Mapping[str, Any]], classes: Sequence[str], max_drop: float
-) -> tuple[Gate, list[dict[str, Any]]]:
-    """The largest loss of mIoU of any row against the first, and the classes that lost most.
-
-    A loss that is not a number fails the gate.
-    """
-    reference, others = rows[0], rows[1:]
-    worst = max(others, key=lambda row: _drop(reference["miou"], row["miou"]))
-    drop = _drop(reference["miou"], worst["miou"])
-    lost = [
-        {"class": name, "drop": before - after}
-        for name, before, after in zip(classes, reference["iou"], worst["iou"], strict=True)
-        if before is not None and after is not None and before - after > 0.005
-    ]
-    lost.sort(key=lambda item: -float(item["drop"]))
-    finite = drop if math.isfinite(drop) else 100.0
-    return Gate(max_drop=max_drop, drop=finite, passed=drop <= max_drop), lost
+    return [row_with_scores(row, scores[row["form"]]) for row in rows]
 
 
 def strips_of_worst(
@@ -274,12 +187,3 @@ def strips_of_worst(
         panels = strip_panels(image[:, :, :3], truth, first, last, palette, titles=titles)
         strips.append(Strip(worst.image.name, worst.agreement, panels))
     return strips
-
-
-def _drop(before: float, after: float) -> float:
-    drop = before - after
-    return drop if math.isfinite(drop) else math.inf
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from engines.report import ALWAYS_SHOWN, measured_columns
 from exporter.strips import Strip, uris_from_strips
 
+if TYPE_CHECKING:
+    import jinja2
+
 TEMPLATE = "report.html.jinja"
+IN_TEMPLATE = (*ALWAYS_SHOWN, "latency_p99_ms")  # the other columns are in a table of their own
 MANY_CLASSES = 24  # beyond, the classes that lose most are shown and the others folded away
 MOST_LOST = 12
 
@@ -21,6 +26,33 @@ def html_from_report(
     document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], strips: Sequence[Strip]
 ) -> str:
     """The page for `document`; `rows` are its rows with `is_reference` and `change` (of mIoU)."""
+    classes = _classes(document, rows)
+    most_lost = sorted(classes, key=lambda item: -item["lost"])[:MOST_LOST]
+    shown = [(strip, uris) for strip, uris in zip(strips, uris_from_strips(strips), strict=False)]
+    return (
+        page_environment()
+        .get_template(TEMPLATE)
+        .render(
+            report=document,
+            rows=rows,
+            has_p99=any(row["latency_p99_ms"] is not None for row in rows),
+        extra=[column for column in measured_columns(rows) if column[1] not in IN_TEMPLATE],
+            split=[row for row in rows if row["compute_ms"] is not None],
+            reference=rows[0],
+            latest=_latest(rows),
+            tiles=list(_tiles(rows[0], _latest(rows))),
+            slowest_ms=max((_slowest(row) for row in rows), default=0.0),
+            longest_ms=max((sum(_parts(row)) for row in rows), default=0.0),
+            classes=classes,
+            most_lost=most_lost if len(classes) > MANY_CLASSES else [],
+            strips=shown,
+            hidden_strips=len(strips) - len(shown),
+        )
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """Jinja that escapes everything, with the filters `figure` and `facts`."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -30,34 +62,26 @@ def html_from_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = _figure
+    environment.filters["figure"] = figure_text
     environment.filters["facts"] = lambda record: list(_facts(record))
-    classes = _classes(document, rows)
-    most_lost = sorted(classes, key=lambda item: -item["lost"])[:MOST_LOST]
-    shown = [(strip, uris) for strip, uris in zip(strips, uris_from_strips(strips), strict=False)]
-    return environment.get_template(TEMPLATE).render(
-        report=document,
-        rows=rows,
-        reference=rows[0],
-        latest=_latest(rows),
-        tiles=list(_tiles(rows[0], _latest(rows))),
-        slowest_ms=max((_slowest(row) for row in rows), default=0.0),
-        classes=classes,
-        most_lost=most_lost if len(classes) > MANY_CLASSES else [],
-        strips=shown,
-        hidden_strips=len(strips) - len(shown),
-    )
+    return environment
 
 
-def _figure(value: float | None, digits: int, sign: bool = False) -> str | None:
-    """A number as text, None if it was not measured; the template says so in words."""
+def figure_text(value: float | None, digits: int, sign: bool = False) -> str | None:
+    """A number or flag as text, None if not measured, for which the template has the words."""
     if value is None:
         return None
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
 def _slowest(row: Mapping[str, Any]) -> float:
     return max(row["latency_p50_ms"] or 0.0, row["latency_p95_ms"] or 0.0)
+
+
+def _parts(row: Mapping[str, Any]) -> list[float]:
+    return [row[key] or 0.0 for key in ("copy_in_ms", "compute_ms", "copy_out_ms")]
 
 
 def _classes(
@@ -88,18 +112,18 @@ def _tiles(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[tuple[
     alone = last is first
     if last["miou"] is not None:
         compare = not alone and last["change"] is not None
-        change = f" ({_figure(last['change'], 2, True)})" if compare else ""
-        note = f"{_figure(first['miou'], 2)} before" if compare else ""
-        yield "mIoU %", f"{_figure(last['miou'], 2)}{change}", note
+        change = f" ({figure_text(last['change'], 2, True)})" if compare else ""
+        note = f"{figure_text(first['miou'], 2)} before" if compare else ""
+        yield "mIoU %", f"{figure_text(last['miou'], 2)}{change}", note
     if last["agreement"] is not None and not alone:
-        yield "Equal pixels", f"{_figure(last['agreement'], 2)} %", f"with {first['form']}"
+        yield "Equal pixels", f"{figure_text(last['agreement'], 2)} %", f"with {first['form']}"
     for title, key, unit, less, more in (
         ("Latency, median", "latency_p50_ms", "ms", "faster", "slower"),
         ("File", "file_mb", "MB", "smaller", "larger"),
     ):
         if last[key]:
             note = "" if alone or not first[key] else _ratio(first[key] / last[key], less, more)
-            yield title, f"{_figure(last[key], 1)} {unit}", note
+            yield title, f"{figure_text(last[key], 1)} {unit}", note
 
 
 def _ratio(ratio: float, less: str, more: str) -> str:

@@ -4,32 +4,37 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import bands_model, write_onnx
+from tiny_models import bands_model, bundle_document, file_entry, write_document, write_onnx
 
 from engines.benchmark import benchmark_onnx, benchmark_predictor, peak_memory_mb
+from engines.benchmark_target import BenchmarkOptions, benchmark_report, benchmark_target
 from engines.errors import ConfigError, GraphError
+from engines.report import checked_report, table_markdown
 
 
 def stepping_clock(monkeypatch: pytest.MonkeyPatch, durations_ms: list[float]) -> None:
     """Make the calls that are timed take these times, one after the other."""
     ticks = [t for i, ms in enumerate(durations_ms) for t in (10.0 * i, 10.0 * i + ms / 1000)]
     clock = iter(ticks)
-    monkeypatch.setattr("engines.benchmark.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("engines.timing.time.perf_counter", lambda: next(clock))
 
 
 def test_percentiles_and_rate_are_those_of_the_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 1, 2, ..., 20 and 90 ms: the median is the 11th value, 95 % of the way is the 20th,
-    # and the mean is 300 / 21 ms, so 70 calls a second.
+    # 1, 2, ..., 20 and 90 ms: the median is the 11th value, 95 % of the way is the 20th, 99 % is
+    # 0.8 of the way from there to the last, and the mean is 300 / 21 ms, so 70 calls a second.
     stepping_clock(monkeypatch, [*range(20, 0, -1), 90])
     result = benchmark_predictor(
         lambda batch: batch[..., 0], np.zeros((1, 2, 2, 3), np.uint8), runs=21
     )
     assert result.latency_p50_ms == pytest.approx(11)
     assert result.latency_p95_ms == pytest.approx(20)
+    assert result.latency_p99_ms == pytest.approx(20 + 0.8 * 70)
+    assert result.latency_mean_ms == pytest.approx(300 / 21)
     assert result.fps == pytest.approx(70)
     assert (result.runs, result.warmup, result.threads, result.batch) == (21, 5, None, 1)
 
@@ -54,6 +59,16 @@ def test_warm_up_calls_are_made_and_not_timed(monkeypatch: pytest.MonkeyPatch) -
     result = benchmark_predictor(labels, np.zeros((2, 1, 1, 3), np.uint8), runs=3, warmup=7)
     assert calls == [2] * 10
     assert result.warmup == 7
+
+
+def test_what_a_cpu_has_not_is_not_measured() -> None:
+    result = benchmark_predictor(lambda b: b[..., 0], np.zeros((1, 1, 1, 3), np.uint8), runs=1)
+    missing = {key for key, value in asdict(result).items() if value is None}
+    assert missing == {
+        "threads", "copy_in_ms", "compute_ms", "copy_out_ms", "fps_events", "gpu_memory_mb",
+        "power_w", "power_source", "energy_mj", "gpu_clock_mhz", "temperature_c", "throttled",
+        "notes",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("runs", "warmup"), [(0, 5), (-1, 5), (3, -1)])
@@ -102,6 +117,14 @@ def test_a_graph_with_a_fixed_batch_is_timed_with_it(tmp_path: Path) -> None:
     assert (result.batch, result.threads) == (3, None)
 
 
+def test_a_batch_is_what_was_asked_for_or_refused_with_the_graphs_own(tmp_path: Path) -> None:
+    free = write_onnx(bands_model((8, 8), batch="N"), tmp_path / "free.onnx")
+    assert benchmark_onnx(free, runs=1, warmup=0, batch=4).batch == 4
+    fixed = write_onnx(bands_model((8, 8), batch=3), tmp_path / "fixed.onnx")
+    with pytest.raises(ConfigError, match=r"a batch of 4 for 'fixed\.onnx'; expected 3"):
+        benchmark_onnx(fixed, runs=1, warmup=0, batch=4)
+
+
 def test_the_package_is_found_from_any_folder_and_with_a_relative_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,3 +165,50 @@ def test_the_module_prints_one_line_of_json(tmp_path: Path) -> None:
     assert child.stderr == ""
     (line,) = child.stdout.splitlines()
     assert json.loads(line)["runs"] == 2
+
+
+# --- a target
+
+
+def two_file_bundle(folder: Path) -> Path:
+    """A bundle with an fp32 and an int8 file, which are the same graph of 8 x 8 pixels."""
+    files = {}
+    for key, name in (("fp32", "model.onnx"), ("int8", "model.int8.onnx")):
+        path = write_onnx(bands_model((8, 8)), folder / name)
+        files[key] = file_entry(path, folder)
+    return write_document(bundle_document(hw=(8, 8), files=files), folder)
+
+
+def test_every_file_of_a_bundle_is_a_row_and_the_report_names_its_classes(tmp_path: Path) -> None:
+    folder = two_file_bundle(tmp_path)
+    options = BenchmarkOptions(runs=1, warmup=0, threads=1)
+    rows = benchmark_target(folder, options=options)
+    assert [(row["form"], row["precision"], row["file"]) for row in rows] == [
+        ("ONNX FP32", "fp32", "model.onnx"),
+        ("ONNX INT8", "int8", "model.int8.onnx"),
+    ]
+    assert all(row["error"] is None and row["fps"] > 0 and row["threads"] == 1 for row in rows)
+    report = checked_report(benchmark_report(folder, rows))
+    assert report["classes"] == ["background", "정상", "도열병", "도복"]
+    assert report["checkpoint"]["sha256"] == "0" * 64
+    assert report["input_hw"] == [8, 8]
+    assert report["data"] is None
+    assert "| ONNX INT8 | not measured |" in table_markdown(report)
+
+
+def test_a_precision_chooses_the_file_of_a_bundle(tmp_path: Path) -> None:
+    folder = two_file_bundle(tmp_path)
+    (row,) = benchmark_target(folder, "int8", options=BenchmarkOptions(runs=1, warmup=0))
+    assert row["file"] == "model.int8.onnx"
+    with pytest.raises(ConfigError, match=r"expected one that is there: fp32, int8"):
+        benchmark_target(folder, "fp16")
+
+
+def test_a_graph_alone_and_a_graph_that_fails_are_rows_too(tmp_path: Path) -> None:
+    good = write_onnx(bands_model((8, 8)), tmp_path / "good.onnx")
+    (row,) = benchmark_target(good, options=BenchmarkOptions(runs=1, warmup=0))
+    assert (row["form"], row["precision"]) == ("good.onnx", "as stored")
+    assert checked_report(benchmark_report(good, [row]))["classes"] == []
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    (row,) = benchmark_target(tmp_path / "bad.onnx", options=BenchmarkOptions(runs=1, warmup=0))
+    assert "which ONNX Runtime" in row["error"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.resize import ResizeRule
-from exporter.measure import gate_from_rows
+from engines.scored_rows import gate_from_rows
 from exporter.onnx_graph import GraphSpec, ImageToLabels
 from exporter.torch_predictor import TorchPredictor
 

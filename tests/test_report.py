@@ -316,6 +316,36 @@ def test_the_page_shows_what_was_measured_and_what_was_not(tmp_path: Path) -> No
     assert "Batch Warm-up Runs Threads File PyTorch FP32 1 5 30 2 model.onnx" in text
 
 
+def test_the_page_shows_what_a_board_tells(tmp_path: Path) -> None:
+    figures = {
+        "latency_p99_ms": 44.04, "copy_in_ms": 1.0, "compute_ms": 8.0, "copy_out_ms": 1.0,
+        "power_w": 9.5, "power_source": "VDD_IN (ina3221)", "throttled": True,
+        "notes": ["no CUDA graph: pycuda"], "fusion": {"layer_norms": {"fused": 16}},
+    }  # fmt: skip
+    rows = [{**measured_row("TensorRT FP16", 70.0, 10.0, 9.0), **figures}, row("TensorRT INT8")]
+    write_report(report(*rows), tmp_path)
+    html, text = page(tmp_path), text_of(page(tmp_path))
+    assert "p95 ms p99 ms fps" in text
+    assert "15.0 44.0 100.0" in text
+    table = text[text.index("On the device") : text.index("Where the time goes")]
+    assert "copy in ms compute ms copy out ms W throttled" in table
+    assert "TensorRT FP16 1.00 8.00 1.00 9.50 yes" in table
+    assert "TensorRT INT8 not measured" in table
+    parts = html[html.index("Where the time goes") :]
+    assert re.findall(r'<span style="width:([\d.]+)%', parts) == ["10.00", "80.00", "10.00"]
+    assert "Layers of TensorRT FP16 layer norms: fused 16" in text
+    assert "TensorRT FP16: no CUDA graph: pycuda" in text
+    assert "Power of TensorRT FP16: VDD_IN (ina3221)" in text
+
+
+def test_the_page_of_a_report_without_a_board_has_no_empty_part_for_it(tmp_path: Path) -> None:
+    write_report(report(), tmp_path)
+    text = text_of(page(tmp_path))
+    assert "On the device" not in text
+    assert "Where the time goes" not in text
+    assert "p99" not in text
+
+
 def test_bars_have_the_class_colour_and_the_length_of_the_iou(tmp_path: Path) -> None:
     write_report(report(measured_row("PyTorch FP32", 70.0, 40.0, 15.2)), tmp_path)
     cards = re.findall(
