@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 
 def main() -> None:
-    """The `riceseg` command."""
-    _require_click()
+    """The `riceseg` command; on a board with numpy alone, its commands for engines."""
+    if not _has_click():
+        from engines.__main__ import main as board_main
+
+        raise SystemExit(board_main(prog="riceseg"))
     from exporter.commands.group import riceseg
 
     riceseg(prog_name="riceseg")
@@ -15,23 +19,20 @@ def main() -> None:
 
 def export() -> None:
     """The `export` console script and `python -m exporter`: `riceseg export`."""
-    _require_click()
+    if not _has_click():
+        print(
+            "error: got no click and rich in this Python; expected them for exporting; "
+            "do this: pip install 'riceseg[export]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     from exporter.commands.group import riceseg
 
     riceseg(args=["export", *sys.argv[1:]], prog_name="riceseg")
 
 
-def _require_click() -> None:
-    try:
-        import click  # noqa: F401
-        import rich  # noqa: F401
-    except ImportError as error:
-        print(
-            f"error: got no package {error.name!r} in this Python; expected it for the command "
-            "line; do this: pip install 'riceseg[export]'",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from None
+def _has_click() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("click", "rich"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
+from engines.board.machine import package_versions
+from engines.commands.bench import COMMAND as BENCH
+from engines.commands.build import COMMAND as BUILD
+from engines.commands.doctor import COMMAND as DOCTOR
+from engines.commands.trt_eval import COMMAND as TRT_EVAL
 from engines.errors import (
     ConfigError,
     GateError,
@@ -22,12 +27,13 @@ from engines.errors import (
     UserError,
 )
 from engines.progress import printable
+from exporter.commands.board import BoardCommand
 from exporter.commands.evaluate import evaluate
 from exporter.commands.export import export
 from exporter.commands.inspect import inspect
 from exporter.commands.models import models
+from exporter.commands.report import report
 from exporter.commands.segment import segment
-from exporter.machine import package_versions
 
 
 class ErrorsAsText(click.Group):
@@ -141,5 +147,7 @@ def completion(shell: str) -> None:
     click.echo(kind(riceseg, {}, "riceseg", "_RICESEG_COMPLETE").source())
 
 
-for command in (export, evaluate, segment, inspect, models):
+for command in (export, evaluate, segment, inspect, models, report):
     riceseg.add_command(command)
+for board_command in (BUILD, BENCH, TRT_EVAL, DOCTOR):
+    riceseg.add_command(BoardCommand(board_command))

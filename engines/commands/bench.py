@@ -1,0 +1,60 @@
+"""`bench`: latency, rate, memory and power of a bundle's forms, or of one file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from engines.commands.parsing import Command, count
+from engines.progress import Progress, printable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, help="a bundle, an .onnx file or an .engine file")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "int8"), help="of a bundle: only these forms"
+    )
+    parser.add_argument(
+        "--runs", type=count(1, 1_000_000), default=100, metavar="N", help="timed runs (100)"
+    )
+    parser.add_argument(
+        "--warmup", type=count(0, 1_000_000), default=5, metavar="N", help="runs left out (5)"
+    )
+    parser.add_argument(
+        "--threads", type=count(1, 4096), metavar="N", help="of ONNX Runtime; else all cores"
+    )
+    parser.add_argument(
+        "--batch", type=count(1, 4096), metavar="N", help="images a call; else the file's own, or 1"
+    )
+    parser.add_argument("--out", type=Path, help="write report.json into this folder")
+
+
+def run(options: argparse.Namespace, progress: Progress) -> int:
+    from engines.benchmark_target import BenchmarkOptions, benchmark_report, benchmark_target
+    from engines.evaluation_text import text_of_report
+    from engines.report import write_report_json
+
+    rows = benchmark_target(
+        options.target,
+        options.precision,
+        options=BenchmarkOptions(options.runs, options.warmup, options.threads, options.batch),
+        progress=progress,
+    )
+    report = benchmark_report(options.target, rows)
+    print(text_of_report(report), end="")
+    if options.out is not None:
+        print(f"report: {printable(str(write_report_json(report, options.out)))}")
+    return 0 if any(row["error"] is None for row in rows) else 1
+
+
+COMMAND = Command(
+    name="bench",
+    summary="Latency, rate, memory and power of a bundle's forms, or of one file.",
+    examples=(
+        "riceseg bench build/segformer-b0",
+        "riceseg bench build/segformer-b0 --precision int8 --runs 500 --out bench-orin",
+        "riceseg bench build/segformer-b0/model.int8.onnx --threads 1",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,110 @@
+"""The board's command line, started as a program: help, mistakes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from device_bundle import bundle_in
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["build", "trt-eval", "bench", "report", "doctor"]
+
+
+def engines(*arguments, cwd=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "engines", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def error_of(done, code=2):
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def report_of(device, power_mode, fps):
+    return {
+        "format": "riceseg-report",
+        "format_version": 1,
+        "name": "벼",
+        "machine": {"device": device, "power_mode": power_mode},
+        "rows": [{"form": "TensorRT FP16", "precision": "fp16", "fps": fps}],
+    }
+
+
+def test_the_help_lists_every_command():
+    shown = engines("--help").stdout
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_shows_its_options_and_examples(command):
+    done = engines(command, "--help")
+    assert done.returncode == 0
+    assert "Examples:" in done.stdout
+    assert command in done.stdout.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["segment"], "the command 'segment'; expected one of build, trt-eval"),
+        (["build"], "the following arguments are required: BUNDLE|ONNX"),
+        (["build", "x", "--opt-level", "6"], "'6' is no whole number from 0 to 5"),
+        (["build", "x", "--batch", "4:1:8"], "'4:1:8' is no MIN:OPT:MAX"),
+        (["build", "x", "--prec", "fp16"], "unrecognized arguments: --prec"),
+        (["build", "missing.onnx", "--calib", "."], "--calib without --implicit-int8"),
+        (["build", "missing.onnx", "--rtx"], "missing.onnx"),
+        (["bench", "x.onnx", "--runs", "0"], "'0' is no whole number from 1 to"),
+        (["bench", "missing.onnx"], "missing.onnx"),
+        (["report", "missing.json"], "missing.json"),
+        (["trt-eval", "--bundle", "x"], "the following arguments are required: --data"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
+    line = error_of(engines(*arguments, cwd=tmp_path))
+    assert line.startswith("error: got ")
+    assert said in line
+    assert "do this: " in line
+
+
+def test_a_folder_without_a_bundle_is_not_built(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "a folder without bundle.json" in error_of(engines("build", tmp_path / "empty"))
+
+
+def test_an_option_for_files_is_refused_for_a_bundle(tmp_path):
+    bundle = bundle_in(tmp_path / "bundle")
+    line = error_of(engines("build", bundle, "--out", "x.engine"))
+    assert "--out for a bundle" in line
+
+
+def test_reports_of_two_boards_are_merged_with_a_word_on_their_power_modes(tmp_path):
+    for name, mode, fps in (("a", "15W", 10.0), ("b", "25W", 20.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        document = report_of("Orin Nano", mode, fps)
+        (folder / "report.json").write_text(json.dumps(document), encoding="utf-8")
+    done = engines("report", tmp_path / "a", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert "| 10.0 |" in done.stdout
+    assert "| 20.0 |" in done.stdout
+    assert "15W" in done.stdout.partition("|")[0]  # named above the table
+
+
+def test_doctor_says_in_json_what_it_found_and_its_exit_code_whether_anything_runs():
+    done = engines("doctor", "--json")
+    record = json.loads(done.stdout)
+    works = record["can"]["engines"]["works"] or record["can"]["onnx"]["works"]
+    assert done.returncode == (0 if works else 1)
+    assert record["python"]["version"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
