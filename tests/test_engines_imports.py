@@ -22,6 +22,8 @@ HEAVY = {
     "safetensors",
     "tensorrt",
     "cv2",
+    "cuda",
+    "pycuda",
     "matplotlib",
     "PIL",
     "click",

@@ -1,0 +1,1 @@
+"""A stand-in for pycuda where it does not compile; see driver.py."""
