@@ -1,13 +1,15 @@
-"""Strict JSON for bundle.json: bounded size, and typed access that names the place of an error."""
+"""Strict JSON of files that come from anywhere: bounded size, and typed access whose errors name
+the place. bundle.json is the default; a `Source` makes it another file's.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from typing import Any, Callable, Dict, List, Optional, TypeVar
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type, TypeVar
 
-from engines.errors import BundleError
+from engines.errors import BundleError, UserError
 
 FILE_NAME = "bundle.json"
 
@@ -18,13 +20,28 @@ EXPORT_AGAIN = "copy the folder from where it was made, or export the model agai
 _T = TypeVar("_T")
 
 
-def field_from_json(data: bytes) -> Field:
-    """The root of a JSON document: UTF-8, finite numbers, no lone surrogates; else BundleError."""
-    if len(data) > MAX_JSON_BYTES:
-        raise BundleError(
-            f"{FILE_NAME} of more than {MAX_JSON_BYTES / 1e6:g} MB",
+class Source(NamedTuple):
+    """What a document is called in an error, which error that is, its advice, its largest size."""
+
+    name: str
+    error: Type[UserError]
+    do: str
+    max_bytes: int
+
+
+BUNDLE_JSON = Source(FILE_NAME, BundleError, EXPORT_AGAIN, MAX_JSON_BYTES)
+
+
+def field_from_json(data: bytes, source: Source = BUNDLE_JSON) -> Field:
+    """The root of a JSON document: UTF-8, finite numbers, no lone surrogates.
+
+    Raises `source.error` for anything else.
+    """
+    if len(data) > source.max_bytes:
+        raise source.error(
+            f"{source.name} of more than {source.max_bytes / 1e6:g} MB",
             expected="a few kilobytes of JSON",
-            do=EXPORT_AGAIN,
+            do=source.do,
         )
     try:
         document = json.loads(
@@ -36,26 +53,28 @@ def field_from_json(data: bytes) -> Field:
         # Escapes such as \ud800 make text that can be neither printed nor used as a file name.
         json.dumps(document, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"{FILE_NAME} that is not plain JSON ({error})",
+        raise source.error(
+            f"{source.name} that is not plain JSON ({error})",
             expected="JSON in UTF-8, with finite numbers",
-            do=EXPORT_AGAIN,
+            do=source.do,
         ) from error
-    return Field(document, "")
+    return Field(document, "", source)
 
 
 class Field:
-    """A value of bundle.json with the place it stands at, so that every error can name it."""
+    """A value of a document with the place it stands at, so that every error can name it."""
 
-    def __init__(self, value: Any, where: str) -> None:
-        self.value, self.where = value, where
+    def __init__(self, value: Any, where: str, source: Source = BUNDLE_JSON) -> None:
+        self.value, self.where, self.source = value, where, source
 
-    def refused(self, expected: str) -> BundleError:
+    def refused(self, expected: str) -> UserError:
         shown = repr(self.value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         kind = type(self.value).__name__
-        return BundleError(
-            f"{shown} ({kind}) as {self.where} in {FILE_NAME}", expected=expected, do=EXPORT_AGAIN
+        return self.source.error(
+            f"{shown} ({kind}) as {self.where} in {self.source.name}",
+            expected=expected,
+            do=self.source.do,
         )
 
     def __getitem__(self, key: str) -> Field:
@@ -63,12 +82,12 @@ class Field:
         if not isinstance(self.value, dict):
             raise self.refused("an object")
         if key not in self.value:
-            raise BundleError(
-                f"{FILE_NAME} without {where!r}",
+            raise self.source.error(
+                f"{self.source.name} without {where!r}",
                 expected="every field of format version 1",
-                do=EXPORT_AGAIN,
+                do=self.source.do,
             )
-        return Field(self.value[key], where)
+        return Field(self.value[key], where, self.source)
 
     def record(self) -> Dict[str, Any]:
         if not isinstance(self.value, dict):
@@ -79,7 +98,9 @@ class Field:
         if not isinstance(self.value, list) or not low <= len(self.value) <= high:
             count = str(low) if low == high else f"{low} to {high}"
             raise self.refused(f"a list of {count} values")
-        return [Field(value, f"{self.where}[{i}]") for i, value in enumerate(self.value)]
+        return [
+            Field(value, f"{self.where}[{i}]", self.source) for i, value in enumerate(self.value)
+        ]
 
     def text(self, limit: int = 300) -> str:
         if not isinstance(self.value, str) or len(self.value) > limit:

@@ -2,7 +2,8 @@
 
 An image is read as OpenCV, and therefore mmsegmentation, reads it: turned upright by its EXIF
 orientation, RGB, the first page of several. What would lose something on the way (16 bits, an
-alpha channel) or add something (grey as RGB) is refused unless asked for. Needs Pillow.
+alpha channel) or add something (grey as RGB) is refused unless asked for. Needs Pillow; with
+OpenCV in its place fewer kinds of files are read (`engines.opencv_images`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from engines.decoding import MAX_PIXELS, Decoded, decoded_file, upright
 from engines.errors import DatasetError, ImageError, UserError
+from engines.opencv_images import image_by_opencv, mask_by_opencv, opencv_instead_of_pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -65,6 +67,8 @@ def image_from_file(
             expected=f"a .npy file of uint8 with shape (height, width, {channels})",
             do="save the channels in the order of the training with numpy.save",
         )
+    if opencv_instead_of_pillow():
+        return image_by_opencv(path, convert=convert)
     decoded = decoded_file(path, _IMAGE_FORMATS)
     loss = _loss_as_rgb(decoded, path)
     if loss and not convert:
@@ -84,6 +88,8 @@ def mask_from_file(path: Union[str, os.PathLike[str]]) -> Labels:
     Raises ImageError when it cannot be read, DatasetError when it holds no indices.
     """
     path = _readable_file(path)
+    if opencv_instead_of_pillow():
+        return mask_by_opencv(path)
     decoded = decoded_file(path, _MASK_FORMATS)
     mode = decoded.image.mode
     if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):

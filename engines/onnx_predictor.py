@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from engines.errors import ConfigError, GraphError, InputError, MissingPackageError
+from engines.background import Background
+from engines.batches import (
+    INPUT_NAME,
+    LOGITS_NAME,
+    OUTPUT_NAME,
+    check_batch,
+    closed_error,
+    padded,
+    pieces,
+)
+from engines.errors import ConfigError, GraphError, MissingPackageError
 from engines.evaluate import Prediction
 from engines.resize import Image, Labels, ResizeRule, labels_at_image_size
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-INPUT_NAME = "image"
-OUTPUT_NAME = "labels"
-LOGITS_NAME = "logits"
 
 # Protobuf, which ONNX is written in, ends here.
 MAX_ONNX_BYTES = 2**31 - 1
@@ -33,11 +39,12 @@ class OnnxPredictor:
     """One ONNX graph on ONNX Runtime's CPU provider.
 
     The graph takes `image`, (N, H, W, C) uint8, and gives `labels`, (N, H, W) uint8; H, W and C
-    are fixed in it, N is fixed or free. Further outputs are not computed.
-    `labels` and `predict` may be called from several threads at once.
+    are fixed in it, N is fixed or free. Further outputs are not computed, but for `logits`,
+    (N, K, H, W) float32, which the graph may have beside or instead of `labels`.
+    `labels`, `logits` and `predict` may be called from several threads at once.
 
-    Attributes: `path`, `name` (shown in tables), `input_hw` in pixels, `channels`, and
-    `fixed_batch`, None when N is free.
+    Attributes: `path`, `name` (shown in tables), `runtime` ("ONNX Runtime 1.17.3 on CPU"),
+    `input_hw` in pixels, `channels`, `fixed_batch`, None when N is free, and `has_logits`.
     """
 
     def __init__(
@@ -58,9 +65,11 @@ class OnnxPredictor:
             )
         self.path = Path(path)
         self.name = self.path.name if name is None else name
-        _check_one_file(self.path)
+        check_one_file(self.path)
         self._session: Any = _session_from_file(self.path, threads)
+        self.runtime = f"ONNX Runtime {_version()} on CPU"
         self.fixed_batch, self.input_hw, self.channels = self._input_shape()
+        self.has_logits = self._has_logits()
         self._output = self._output_name()
 
     def labels(self, batch: Image) -> Labels:
@@ -69,14 +78,18 @@ class OnnxPredictor:
         N may be any number above 0: a graph with a fixed batch is run several times.
         Raises InputError for another dtype or shape and after `close`.
         """
-        session = self._open_session()
-        self._check_batch(batch)
-        size = len(batch) if self.fixed_batch is None else self.fixed_batch
-        parts = [
-            self._run(session, batch[start : start + size], size)
-            for start in range(0, len(batch), size)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        labels: Labels = self._in_pieces(batch, self._output, self._labels_from)
+        return labels
+
+    def logits(self, batch: Image) -> Any:
+        """Logits (N, K, H, W) float32, newly allocated; GraphError for a graph without them."""
+        if not self.has_logits:
+            raise GraphError(
+                f"{self.path.name!r}, which gives labels alone",
+                expected=f"an output {LOGITS_NAME!r} of float32 (N, K, H, W)",
+                do="export it with --output logits or --output both",
+            )
+        return self._in_pieces(batch, LOGITS_NAME, lambda logits: logits)
 
     def predict(
         self, network_image: Image, image_hw: Tuple[int, int], rule: ResizeRule
@@ -84,6 +97,30 @@ class OnnxPredictor:
         """Labels of one network-sized image (H, W, C), there and at the image's own size."""
         network = self.labels(network_image[np.newaxis])[0]
         return Prediction(network=network, image=labels_at_image_size(network, image_hw, rule))
+
+    def stream(self, batches: Iterable[Image]) -> Iterator[Labels]:
+        """`labels` of each batch, in order; a thread of its own makes the batches two ahead.
+
+        What `batches` raises is raised here in its place. Leaving early (`close` of this generator,
+        an exception) ends the thread, which finishes the element that it is making.
+        """
+        self._open_session()
+        return self._streamed(batches)
+
+    def _streamed(self, batches: Iterable[Image]) -> Iterator[Labels]:
+        copies = self._checked_copies(batches)
+        source = Background(copies, ahead=2, name=f"stream of {self.name}")
+        try:
+            for batch in source:
+                yield self.labels(batch)
+        finally:
+            source.stop()
+
+    def _checked_copies(self, batches: Iterable[Image]) -> Iterator[Image]:
+        """Copies, because a source may fill the same array again for its next element."""
+        for batch in batches:
+            check_batch(batch, self.input_hw, self.channels)
+            yield np.array(batch)
 
     def close(self) -> None:
         """Release the graph; a call that is running in another thread still ends normally."""
@@ -103,62 +140,41 @@ class OnnxPredictor:
     def _open_session(self) -> Any:
         session = self._session
         if session is None:
-            raise InputError(
-                f"a call to {self.name!r} after close()",
-                expected="an open predictor",
-                do="call close() last, or open it again",
-            )
+            raise closed_error(self.name)
         return session
 
-    def _run(self, session: Any, images: Image, size: int) -> Labels:
-        """At most `size` images; the missing ones are repetitions whose labels are dropped."""
-        count = len(images)
-        if count < size:
-            images = np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
+    def _in_pieces(self, batch: Image, output: str, result_of: Callable[[Any], Any]) -> Any:
+        session = self._open_session()
+        check_batch(batch, self.input_hw, self.channels)
+        size = len(batch) if self.fixed_batch is None else self.fixed_batch
+        parts = [
+            result_of(self._run(session, images, size, output)) for images in pieces(batch, size)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _run(self, session: Any, images: Image, size: int, output: str) -> Any:
+        """At most `size` images; the missing ones are repetitions whose results are dropped."""
+        feed = np.ascontiguousarray(padded(images, size))
         try:
-            (output,) = session.run([self._output], {INPUT_NAME: np.ascontiguousarray(images)})
+            (result,) = session.run([output], {INPUT_NAME: feed})
         except Exception as error:  # ONNX Runtime's errors share no base class but this one.
             raise GraphError(
                 f"{self.path.name!r}, which fails while running: {error}",
                 expected="a graph that runs on ONNX Runtime",
                 do="export it again, or install the ONNX Runtime it was checked with",
             ) from error
-        labels = output if self._output == OUTPUT_NAME else output.argmax(1).astype(np.uint8)
-        if labels.shape != (size, *self.input_hw):
+        sides = result.shape[-2:] if output == LOGITS_NAME else result.shape[1:]
+        if (len(result), *sides) != (size, *self.input_hw):
             raise self._wrong_graph(
-                f"labels of shape {labels.shape}", f"labels of shape {(size, *self.input_hw)}"
+                f"{output} of shape {result.shape}", f"{output} of {(size, *self.input_hw)}"
             )
-        result: Labels = labels[:count]
-        return result
+        return result[: len(images)]
 
-    def _check_batch(self, batch: Image) -> None:
-        height, width = self.input_hw
-        wanted = (height, width, self.channels)
-        if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8:
-            kind = getattr(batch, "dtype", None) or type(batch).__name__
-            raise InputError(
-                f"a batch of {kind}",
-                expected="a numpy array of uint8, RGB values 0..255",
-                do="do not normalise (the graph does it), and use .astype(numpy.uint8)",
-            )
-        if batch.ndim == 4 and batch.shape[1:] == wanted and len(batch) > 0:
-            return
-        if batch.shape == wanted:
-            advice = "add the batch axis: image[numpy.newaxis]"
-        elif batch.ndim == 4 and batch.shape[1:] == (self.channels, height, width):
-            advice = "put the channels last: batch.transpose(0, 2, 3, 1)"
-        elif batch.ndim == 4 and batch.shape[3] == self.channels and len(batch) > 0:
-            advice = (
-                "resize with engines.resize.network_image_from_image, "
-                "or use engines.segmenter.Segmenter, which takes any size"
-            )
-        else:
-            advice = "give a batch of images with the channels last"
-        raise InputError(
-            f"a batch of shape {batch.shape}",
-            expected=f"(N, {height}, {width}, {self.channels}) with N of 1 or more",
-            do=advice,
+    def _labels_from(self, result: Any) -> Labels:
+        labels: Labels = (
+            result if self._output == OUTPUT_NAME else result.argmax(1).astype(np.uint8)
         )
+        return labels
 
     def _input_shape(self) -> Tuple[Optional[int], Tuple[int, int], int]:
         inputs = self._session.get_inputs()
@@ -172,12 +188,17 @@ class OnnxPredictor:
         batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
         return batch, (shape[1], shape[2]), shape[3]
 
+    def _has_logits(self) -> bool:
+        return any(
+            item.name == LOGITS_NAME and item.type == "tensor(float)" and len(item.shape) == 4
+            for item in self._session.get_outputs()
+        )
+
     def _output_name(self) -> str:
         """The labels; of a graph with logits (N, K, H, W) alone the labels are their argmax."""
         outputs = {item.name: item for item in self._session.get_outputs()}
-        output, logits = outputs.get(OUTPUT_NAME), outputs.get(LOGITS_NAME)
-        is_map = logits is not None and logits.type == "tensor(float)" and len(logits.shape) == 4
-        if output is None and is_map:
+        output = outputs.get(OUTPUT_NAME)
+        if output is None and self.has_logits:
             return LOGITS_NAME
         if output is None or output.type != "tensor(uint8)":
             found = ", ".join(f"{item.name} {item.type}" for item in outputs.values())
@@ -194,7 +215,7 @@ class OnnxPredictor:
         )
 
 
-def _check_one_file(path: Path) -> None:
+def check_one_file(path: Path) -> None:
     """Refuse a graph that keeps weights in other files: a downloaded one could name any file.
 
     ONNX Runtime 1.17.3 reads `../weights.bin` and links that lead out of the folder, 1.31.1 refuses
@@ -225,6 +246,12 @@ def _check_one_file(path: Path) -> None:
             expected="a readable ONNX file",
             do="check the path and its permissions",
         ) from error
+
+
+def _version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
 
 
 def _session_from_file(path: Path, threads: Optional[int]) -> Any:

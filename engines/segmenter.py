@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Optional, Tuple, Union
+from collections import deque
+from typing import TYPE_CHECKING, Deque, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from engines.bundle import Bundle, FileInfo, bundle_from_folder, bundle_path
-from engines.errors import BundleError, ConfigError, InputError
-from engines.images import sha256_of_file
-from engines.onnx_predictor import OnnxPredictor
-from engines.resize import Image, Labels, network_image_from_image
+from engines.bundle import Bundle, bundle_from_folder
+from engines.bundle_runtime import PRECISIONS, Opened, Wish, open_bundle
+from engines.errors import ConfigError, InputError
+from engines.resize import Image, Labels, labels_at_image_size, network_image_from_image
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-PRECISIONS = ("fp32", "fp16", "int8")
+__all__ = ["PRECISIONS", "Segmenter"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,19 @@ class Segmenter:
         with Segmenter.open("my-bundle") as seg:
             labels = seg(image)
 
-    Attributes: `bundle`, `precision` ("fp32", "fp16" or "int8"), `classes` (name of each index) and
-    `palette` (its RGB colour). Calls may come from several threads at once.
+    Attributes: `bundle`, `precision` ("fp32", "fp16" or "int8"), `runtime` ("TensorRT 10.3.0 on
+    Orin" or "ONNX Runtime 1.17.3 on CPU"), `classes` (name of each index), `palette` (its RGB
+    colour), `notes` (what is not as fast as it could be, and why).
+    Calls may come from several threads at once.
     """
 
-    def __init__(self, bundle: Bundle, precision: str, predictor: OnnxPredictor) -> None:
-        """`predictor` becomes the segmenter's own: `close` closes it."""
+    def __init__(self, bundle: Bundle, opened: Opened) -> None:
+        """`opened` becomes the segmenter's own: `close` closes it."""
         self.bundle = bundle
-        self.precision = precision
-        self._predictor = predictor
+        self.precision = opened.precision
+        self.runtime = opened.predictor.runtime
+        self._opened = opened
+        self._predictor = opened.predictor
 
     @classmethod
     def open(
@@ -45,30 +49,36 @@ class Segmenter:
         folder: Union[str, os.PathLike[str]],
         *,
         precision: Optional[str] = None,
+        runtime: str = "auto",
+        build: bool = True,
         threads: Optional[int] = None,
         verify: bool = True,
     ) -> Segmenter:
-        """Check `folder`, load its graph of `precision` on ONNX Runtime's CPU provider.
+        """Check `folder` and load it the fastest way that this machine has.
 
-        `precision` None takes fp32, the fastest on a CPU, and tells the log; `threads` None takes
-        all cores; `verify` compares the file's SHA-256 with the recorded one. A bundle that lost
-        more accuracy than its limit opens with a warning in the log.
+        That is TensorRT on a GPU: the engine in `folder`/engines that was built from this bundle
+        for this GPU and this version, else one that is built now, which takes minutes, and kept
+        there (in the user's cache folder where the bundle cannot be written to). Without `build`
+        only an engine that is there is taken. Where that fails, ONNX Runtime on the CPU, and the
+        log tells why. `runtime` "tensorrt" raises instead, "onnx" looks at no GPU.
+
+        `precision` None takes, on TensorRT, int8 if the bundle has it and passed its accuracy gate,
+        else fp16, else fp32, and on ONNX Runtime fp32, the fastest on a CPU. `threads` is ONNX
+        Runtime's, None for all cores; `verify` compares an ONNX file's SHA-256 with the recorded
+        one before it is loaded. A bundle that lost more accuracy than its limit opens with a
+        warning in the log.
+
+        An engine is native code: open only bundles whose engines folder you trust.
+
         Raises BundleError for a bundle that is incomplete or altered, ConfigError for a precision
-        that it does not have, MissingPackageError without onnxruntime.
+        that it does not have, MissingPackageError without onnxruntime; with "tensorrt" also
+        DeviceError, EngineError, GraphError and OutputError.
         """
+        wish = Wish(precision, runtime, build, threads, verify)
         bundle = bundle_from_folder(folder)
-        chosen = _chosen_precision(bundle, precision)
-        path = _verified_path(folder, bundle.files[chosen], verify)
+        opened = open_bundle(folder, bundle, wish)
         _warn_about(bundle)
-        predictor = OnnxPredictor(path, threads=threads, name=f"{bundle.name} {chosen}")
-        spec = bundle.input
-        if (predictor.input_hw, predictor.channels) != (spec.hw, spec.channels):
-            raise BundleError(
-                f"{path.name!r} for input {predictor.input_hw} with {predictor.channels} channels",
-                expected=f"{spec.hw} with {spec.channels} channels, as bundle.json says",
-                do="copy the folder from where it was made, or export the model again",
-            )
-        return cls(bundle, chosen, predictor)
+        return cls(bundle, opened)
 
     @property
     def classes(self) -> Tuple[str, ...]:
@@ -80,20 +90,56 @@ class Segmenter:
         """RGB colour of each class, by index."""
         return self.bundle.palette
 
+    @property
+    def notes(self) -> List[str]:
+        """One line each: why ONNX Runtime, an engine that was just built, no CUDA graph."""
+        return [*self._opened.notes, *getattr(self._predictor, "notes", ())]
+
     def __call__(self, image: Image) -> Labels:
         """Labels (H, W) uint8, newly allocated, of an RGB image (H, W, C) uint8 of any size.
 
         The image is only read. Raises InputError for another dtype or shape and after `close`.
         """
-        spec = self.bundle.input
-        _check_image(image, spec.channels)
-        network_image = network_image_from_image(image, spec.hw, spec.rule, spec.pad_value)
+        network_image = self._network_image(image)
         image_hw = (image.shape[0], image.shape[1])
-        return self._predictor.predict(network_image, image_hw, spec.rule).image
+        return self._predictor.predict(network_image, image_hw, self.bundle.input.rule).image
+
+    def batch(self, images: Iterable[Image]) -> List[Labels]:
+        """Labels of each image, as a call of its own would give; the sizes may differ.
+
+        They are run together, as many as the bundle allows at a time.
+        """
+        most = self.bundle.input.batch[2]
+        results: List[Labels] = []
+        for group in _groups(images, most):
+            stacked = np.stack([self._network_image(image) for image in group])
+            sizes = [(image.shape[0], image.shape[1]) for image in group]
+            results += self._at_image_sizes(self._predictor.labels(stacked), sizes)
+        return results
+
+    def stream(self, images: Iterable[Image], *, batch: int = 1) -> Iterator[Labels]:
+        """Labels of each image in order, while the next ones are being decoded and resized.
+
+        `images` is iterated in a thread of its own, a few images ahead; an array that it gave may
+        be filled again. On a GPU copies overlap with computing too. `batch` images are run
+        together: more images a second, and each result comes later. What `images` raises is raised
+        here in its place, after the results before it. Leaving early (closing this generator, an
+        exception, Ctrl-C) ends the thread; the segmenter can be used as before. Other calls may run
+        meanwhile.
+        """
+        if not 1 <= batch <= self.bundle.input.batch[2]:
+            raise ConfigError(
+                f"batch {batch}",
+                expected=f"1 to {self.bundle.input.batch[2]}, as the bundle was made for",
+                do="use a smaller batch, or export with --dynamic-batch",
+            )
+        sizes: Deque[Tuple[int, int]] = deque()
+        results = self._predictor.stream(self._network_batches(images, batch, sizes))
+        return self._streamed(results, sizes)
 
     def close(self) -> None:
-        """Release the graph; harmless when called twice."""
-        self._predictor.close()
+        """Release graph or engine, and the GPU; harmless when called twice."""
+        self._opened.resources.close()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -106,33 +152,57 @@ class Segmenter:
     ) -> None:
         self.close()
 
+    def _network_image(self, image: Image) -> Image:
+        spec = self.bundle.input
+        _check_image(image, spec.channels)
+        return network_image_from_image(image, spec.hw, spec.rule, spec.pad_value)
 
-def _chosen_precision(bundle: Bundle, precision: Optional[str]) -> str:
-    there = [name for name in PRECISIONS if name in bundle.files]
-    chosen = "fp32" if precision is None else precision
-    if chosen not in there:
-        raise ConfigError(
-            f"precision {chosen!r}",
-            expected=f"one that the bundle has: {', '.join(there) or 'it has no ONNX file'}",
-            do="choose one of these, or export the model with this precision",
-        )
-    if precision is None:
-        # SegFormer-B0 on two cores: fp32 38 ms, int8 64 ms.
-        logger.info("%s: fp32 on ONNX Runtime's CPU provider, where int8 is slower", bundle.name)
-    return chosen
+    def _at_image_sizes(self, labels: Labels, sizes: List[Tuple[int, int]]) -> List[Labels]:
+        rule = self.bundle.input.rule
+        return [labels_at_image_size(labels[i], hw, rule) for i, hw in enumerate(sizes)]
+
+    def _network_batches(
+        self, images: Iterable[Image], size: int, sizes: Deque[Tuple[int, int]]
+    ) -> Iterator[Image]:
+        """Batches for the network; an image's own size goes to `sizes`. Runs in the thread.
+
+        An image that cannot be had ends its batch: those before it come first, then its error.
+        """
+        group: List[Image] = []
+        source = iter(images)
+        while True:
+            failure: Optional[BaseException] = None
+            try:
+                image = next(source)
+                group.append(self._network_image(image))
+                sizes.append((image.shape[0], image.shape[1]))
+            except BaseException as error:
+                failure = error
+            if group and (failure is not None or len(group) == size):
+                yield np.stack(group)
+                group = []
+            if isinstance(failure, StopIteration):
+                return
+            if failure is not None:
+                raise failure
+
+    def _streamed(
+        self, results: Iterator[Labels], sizes: Deque[Tuple[int, int]]
+    ) -> Iterator[Labels]:
+        with contextlib.closing(results):  # type: ignore[type-var]
+            for labels in results:
+                yield from self._at_image_sizes(labels, [sizes.popleft() for _ in labels])
 
 
-def _verified_path(folder: Union[str, os.PathLike[str]], info: FileInfo, verify: bool) -> Path:
-    path = bundle_path(folder, info.file)
-    if verify:
-        found = sha256_of_file(path)
-        if found != info.sha256:
-            raise BundleError(
-                f"{info.file!r} with SHA-256 {found}",
-                expected=f"{info.sha256}, as bundle.json says",
-                do="copy the folder from where it was made, or export the model again",
-            )
-    return path
+def _groups(images: Iterable[Image], size: int) -> Iterator[List[Image]]:
+    group: List[Image] = []
+    for image in images:
+        group.append(image)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _warn_about(bundle: Bundle) -> None:

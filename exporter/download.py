@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 
+from engines.cache_folder import cache_folder
 from engines.errors import DownloadError, OutputError
 from engines.images import sha256_of_file
 from exporter.zoo import ZooEntry
@@ -48,25 +49,6 @@ class _Wanted:
 
     def is_at(self, path: Path) -> bool:
         return path.is_file() and sha256_of_file(path).startswith(self.sha256_prefix)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: RICESEG_CACHE, else XDG_CACHE_HOME/riceseg, else ~/.cache/riceseg.
-
-    The folder need not exist yet. A relative XDG_CACHE_HOME is ignored, as its specification says.
-    """
-    if own := os.environ.get("RICESEG_CACHE"):
-        return Path(own)
-    if os.path.isabs(xdg := os.environ.get("XDG_CACHE_HOME", "")):
-        return Path(xdg, "riceseg")
-    try:
-        return Path.home() / ".cache" / "riceseg"
-    except RuntimeError as error:
-        raise OutputError(
-            "a user without a home folder",
-            expected="a folder for downloaded weights",
-            do="set RICESEG_CACHE to a folder that can be written to",
-        ) from error
 
 
 def file_from_zoo(

@@ -10,21 +10,20 @@ from typing import Any
 import onnx
 
 from calibration.onnx_file import model_from_onnx_file
+from engines.board.machine import package_versions
 from engines.bundle import FileInfo, InputSpec, bundle_from_folder, bundle_path
 from engines.bundle_fields import FILE_NAME
 from engines.dataset import Pair, pairs_from_folder
 from engines.errors import CheckpointError, ConfigError, GraphError
+from engines.forms import Form, onnx_forms
 from engines.images import sha256_of_file
 from engines.onnx_predictor import OnnxPredictor
 from engines.progress import Progress
 from exporter.checkpoint import Checkpoint
 from exporter.classes import checked_classes, classes_from_file
 from exporter.load import first_image_hw, load_model, network_size
-from exporter.machine import package_versions
 from exporter.measure import (
-    Form,
     ScoredModel,
-    onnx_forms,
     onnx_row,
     open_predictors,
     report_record,

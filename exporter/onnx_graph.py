@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import ConfigError
+from engines.trt.layer_names import module_path
 from exporter.architectures.segformer import resize_bilinear
 
 logger = logging.getLogger(__name__)
@@ -103,16 +104,6 @@ class ImageToLabels(nn.Module):
         if "labels" in self.spec.output_names:
             outputs["labels"] = logits.argmax(dim=1).to(torch.uint8)
         return tuple(outputs[name] for name in self.spec.output_names)
-
-
-def module_path(node_name: str) -> str:
-    """'/net/ffn/layers/layers.0/Conv' -> 'net.ffn.layers.0': the traced module's dotted path."""
-    parts: list[str] = []
-    for segment in node_name.strip("/").split("/")[:-1]:
-        if parts and segment.startswith(f"{parts[-1]}."):
-            parts.pop()
-        parts.append(segment)
-    return ".".join(parts)
 
 
 def decomposed_layer_norms(net: nn.Module, model: onnx.ModelProto) -> tuple[str, ...]:

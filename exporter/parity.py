@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import GateError
-from exporter.onnx_graph import ImageToLabels, module_path
+from engines.trt.layer_names import module_path
+from exporter.onnx_graph import ImageToLabels
 from exporter.run_onnx import logits_tensor, outputs_from_onnx
 
 # Limits, in units of the logits' standard deviation (at least 1) and in percent of the pixels.

@@ -7,15 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from engines.board.machine import package_versions
 from engines.bundle import Bundle, CheckpointInfo, Gate, ModelInfo
 from engines.evaluate import Evaluation
+from engines.forms import Form, onnx_forms
 from engines.progress import Progress, printable
-from exporter.machine import package_versions
+from engines.scored_rows import gate_from_rows
 from exporter.measure import (
-    Form,
     ScoredModel,
-    gate_from_rows,
-    onnx_forms,
     onnx_row,
     open_predictors,
     report_record,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tiny_models import bands_model, write_onnx
 from engines.bundle import InputSpec
 from engines.dataset import Pair
 from engines.errors import DatasetError, ImageError, InputError
-from engines.evaluate import Evaluation, Prediction, evaluate_predictors
+from engines.evaluate import Evaluation, Prediction, evaluate_predictors, pairs_sha256
 from engines.onnx_predictor import OnnxPredictor
 from engines.resize import ResizeRule
 
@@ -227,3 +228,89 @@ def test_progress_counts_skipped_images_too(tmp_path: Path) -> None:
         [bands(tmp_path)], pairs, skip_bad=True, on_image=lambda done, of: steps.append((done, of))
     )
     assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def references_of(pairs: Any, labels: Any) -> Any:
+    """Recorded labels of images by the hash of their file, as hashlib gives it."""
+    found = {
+        hashlib.sha256(pair.image.read_bytes()).hexdigest(): np.array(one, np.uint8)
+        for pair, one in zip(pairs, labels, strict=False)
+    }
+    return found.get
+
+
+def test_agreement_is_taken_with_recorded_labels_where_they_are_given(tmp_path: Path) -> None:
+    pairs = [pair_of(tmp_path, "a", RED, BANDS)]
+    recorded = references_of(pairs, [[[0, 0, 1], [1, 2, 0]]])
+    found = evaluated([bands(tmp_path), bands(tmp_path, step=128)], pairs, references=recorded)
+    # BANDS differ in one pixel of six; bands of 128, 0 0 0 | 0 1 1, are right in the first two.
+    assert [row.agreement for row in found.rows] == pytest.approx([500 / 6, 200 / 6])
+    assert found.compared == 1
+
+
+def test_images_without_recorded_labels_count_for_scores_alone(tmp_path: Path) -> None:
+    pairs = [
+        pair_of(tmp_path, "a", RED, BANDS),
+        pair_of(tmp_path, "b", np.zeros((2, 3)), np.ones((2, 3))),
+        pair_of(tmp_path, "c", RED[::-1], BANDS),
+    ]
+    recorded = references_of(pairs[:2], [BANDS, np.ones((2, 3))])
+    found = evaluated([bands(tmp_path)], pairs, references=recorded)
+    assert found.rows[0].agreement == 50.0
+    assert (found.images, found.compared) == (3, 2)
+    assert [(item.image.stem, item.agreement) for item in found.worst] == [("b", 0), ("a", 100)]
+
+
+def test_without_any_recorded_label_there_is_no_agreement(tmp_path: Path) -> None:
+    pairs = [pair_of(tmp_path, "a", RED, BANDS)]
+    found = evaluated([bands(tmp_path)], pairs, references=lambda _: None)
+    assert np.isnan(found.rows[0].agreement)
+    assert found.rows[0].scores.miou == 100.0
+    assert (found.compared, found.worst) == (0, ())
+
+
+def test_letterbox_padding_of_recorded_labels_does_not_count(tmp_path: Path) -> None:
+    pairs = [pair_of(tmp_path, "a", np.zeros((2, 4)), np.zeros((2, 4)))]
+    recorded = np.full((4, 4), 9)
+    recorded[:2] = 0
+    recorded[1, :2] = 1
+    predictor = Recorded("one", np.zeros((4, 4)), np.zeros((2, 4)))
+    options = {"input": spec((4, 4), "letterbox"), "references": references_of(pairs, [recorded])}
+    assert evaluated([predictor], pairs, **options).rows[0].agreement == 75.0
+
+
+def test_predictors_that_cut_images_get_the_whole_ones(tmp_path: Path) -> None:
+    pairs = [pair_of(tmp_path, "a", [[0, 64, 128, 255]] * 3, [[0, 1, 2, 3]] * 3)]
+    found_labels = [[0, 1, 2, 3]] * 3
+    one = Recorded("one", found_labels, found_labels)
+    two = Recorded("two", [[0, 1, 2, 0]] * 3, [[0, 1, 2, 0]] * 3)
+    found = evaluated([one, two], pairs, whole_images=True)  # the network's size is 2x3
+    assert one.given[0].shape == (3, 4, 3)
+    assert one.given[0][..., 0].tolist() == [[0, 64, 128, 255]] * 3
+    assert found.rows[0].scores.aacc == 100.0
+    assert found.rows[1].agreement == 75.0
+
+
+def test_the_hash_of_a_set_depends_on_bytes_and_pairs_and_not_on_names_or_order(
+    tmp_path: Path,
+) -> None:
+    pairs = [pair_of(tmp_path, "a", RED, BANDS), pair_of(tmp_path, "b", RED[::-1], BANDS)]
+    found = evaluated([bands(tmp_path)], pairs).images_sha256
+    lines = sorted(
+        f"{hashlib.sha256(pair.image.read_bytes()).hexdigest()} "
+        f"{hashlib.sha256(pair.mask.read_bytes()).hexdigest()}\n"
+        for pair in pairs
+    )
+    assert found == hashlib.sha256("".join(lines).encode("ascii")).hexdigest()
+    assert pairs_sha256(pairs[::-1]) == found
+    renamed = pairs[0].image.rename(tmp_path / "그림.png")
+    assert pairs_sha256([Pair(renamed, pairs[0].mask), pairs[1]]) == found
+    pairs[1].mask.write_bytes(pairs[1].mask.read_bytes() + b" ")
+    assert pairs_sha256([Pair(renamed, pairs[0].mask), pairs[1]]) != found
+
+
+def test_the_hash_of_a_set_is_that_of_the_images_that_were_scored(tmp_path: Path) -> None:
+    pairs = [pair_of(tmp_path, name, RED, BANDS) for name in ("a", "b")]
+    pairs[0].image.write_bytes(b"no image")
+    found = evaluated([bands(tmp_path)], pairs, skip_bad=True)
+    assert found.images_sha256 == pairs_sha256(pairs[1:])

@@ -14,12 +14,12 @@ from torch import nn
 
 from calibration.fp16 import fp16_onnx_from_onnx
 from engines.errors import ConfigError, GateError, GraphError
+from engines.trt.layer_names import module_path
 from exporter.architectures.segformer import Segformer
 from exporter.onnx_graph import (
     GraphSpec,
     ImageToLabels,
     decomposed_layer_norms,
-    module_path,
     onnx_from_model,
 )
 from exporter.parity import check_parity

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,29 @@ def test_threads_may_share_one_predictor(path: Path) -> None:
     assert [int(labels.max()) for labels in found] == [0, 1, 2, 3] * 25
 
 
+def test_a_stream_gives_the_labels_of_each_batch_in_order(path: Path) -> None:
+    frame = image_of(RED)[np.newaxis]
+
+    def source() -> Iterator[np.ndarray]:
+        for i in range(20):
+            frame[..., 0] = 64 * (i % 4)  # the same array again, as a camera may do
+            yield np.repeat(frame, 1 + i % 3, axis=0) if i % 2 else frame
+
+    with OnnxPredictor(path) as predictor:
+        found = list(predictor.stream(source()))
+    assert [len(labels) for labels in found] == [1 + i % 3 if i % 2 else 1 for i in range(20)]
+    assert [set(np.unique(labels)) for labels in found] == [{i % 4} for i in range(20)]
+
+
+def test_a_wrong_batch_in_a_stream_comes_after_the_results_before_it(path: Path) -> None:
+    batches = [image_of(RED)[np.newaxis], image_of(RED)]
+    with OnnxPredictor(path) as predictor:
+        results = predictor.stream(batches)
+        assert next(results).tolist() == [BANDS]
+        with pytest.raises(InputError, match=r"shape \(2, 3, 3\); .*newaxis"):
+            next(results)
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
@@ -121,8 +145,9 @@ def test_a_closed_predictor_says_so(path: Path) -> None:
     predictor = OnnxPredictor(path)
     predictor.close()
     predictor.close()
-    with pytest.raises(InputError, match=r"'bands\.onnx' after close\(\); .*open it again"):
-        predictor.labels(image_of(RED)[np.newaxis])
+    for call in (predictor.labels, predictor.stream):
+        with pytest.raises(InputError, match=r"'bands\.onnx' after close\(\); .*open it again"):
+            call(image_of(RED)[np.newaxis])
 
 
 def test_less_than_one_thread_is_refused(path: Path) -> None:

@@ -4,11 +4,14 @@ import json
 import logging
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from tiny_models import (
     bands_model,
@@ -19,7 +22,7 @@ from tiny_models import (
     write_onnx,
 )
 
-from engines.errors import BundleError, ConfigError, GraphError, InputError
+from engines.errors import BundleError, ConfigError, DeviceError, GraphError, InputError
 from engines.segmenter import Segmenter
 
 RED = np.array([[0, 63, 64], [127, 128, 255]], np.uint8)
@@ -74,8 +77,10 @@ def test_the_precision_that_was_asked_for_is_the_one_that_runs(
 ) -> None:
     caplog.set_level(logging.INFO)
     folder = tiny_bundle(tmp_path, steps={"fp32": 64, "int8": 128})
-    with Segmenter.open(folder, precision="int8", threads=1) as seg:
+    with Segmenter.open(folder, precision="int8", runtime="onnx", threads=1) as seg:
         assert seg(image_of(RED)).tolist() == [[0, 0, 0], [0, 1, 1]]
+        assert seg.precision == "int8"
+        assert seg.notes == []
     assert caplog.messages == []
 
 
@@ -84,9 +89,25 @@ def test_without_a_precision_fp32_is_taken_and_the_log_says_so(
 ) -> None:
     caplog.set_level(logging.INFO)
     folder = tiny_bundle(tmp_path, steps={"int8": 128, "fp32": 64})
-    with Segmenter.open(folder) as seg:
+    with Segmenter.open(folder, runtime="onnx") as seg:
         assert seg(image_of(RED)).tolist() == BANDS
     assert caplog.messages == ["tiny: fp32 on ONNX Runtime's CPU provider, where int8 is slower"]
+
+
+def test_without_tensorrt_onnx_runtime_runs_it_and_one_line_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with Segmenter.open(tiny_bundle(tmp_path)) as seg:
+        assert seg(image_of(RED)).tolist() == BANDS
+        assert seg.runtime == f"ONNX Runtime {onnxruntime.__version__} on CPU"
+        (note,) = seg.notes
+    assert note.startswith("ONNX Runtime instead of TensorRT: no TensorRT")
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("INFO", f"tiny: {note}")]
+    with pytest.raises(DeviceError, match="no TensorRT"):
+        Segmenter.open(tmp_path, runtime="tensorrt")
 
 
 @pytest.mark.parametrize("precision", ["int8", "ranges", "FP32"])
@@ -196,6 +217,69 @@ def test_the_image_is_not_changed(tmp_path: Path) -> None:
     image.setflags(write=False)
     with Segmenter.open(tiny_bundle(tmp_path)) as seg:
         assert seg(image).tolist() == BANDS
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 3])
+def test_a_batch_of_images_of_any_size_gets_labels_of_their_sizes(
+    tmp_path: Path, batch: str | int
+) -> None:
+    images = [image_of(np.full((3 + i, 5), 64 * (i % 4), np.uint8)) for i in range(20)]
+    with Segmenter.open(tiny_bundle(tmp_path, batch=batch)) as seg:
+        found = seg.batch(iter(images))
+        assert seg.batch([]) == []
+    assert [labels.shape for labels in found] == [(3 + i, 5) for i in range(20)]
+    assert [set(np.unique(labels)) for labels in found] == [{i % 4} for i in range(20)]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_a_stream_gives_labels_of_the_images_sizes_in_order(tmp_path: Path, batch: int) -> None:
+    frame = image_of(RED)
+
+    def camera() -> Iterator[np.ndarray]:
+        for i in range(20):
+            frame[..., 0] = 64 * (i % 4)  # the same array again, as a camera may do
+            yield frame[:, : 1 + i % 3]
+
+    with Segmenter.open(tiny_bundle(tmp_path)) as seg:
+        found = list(seg.stream(camera(), batch=batch))
+    assert [labels.shape for labels in found] == [(2, 1 + i % 3) for i in range(20)]
+    assert [set(np.unique(labels)) for labels in found] == [{i % 4} for i in range(20)]
+
+
+def test_while_an_image_is_segmented_the_next_one_is_made(tmp_path: Path) -> None:
+    second = threading.Event()
+
+    def source() -> Iterator[np.ndarray]:
+        yield image_of(RED)
+        second.set()
+        yield image_of(RED)
+
+    with Segmenter.open(tiny_bundle(tmp_path)) as seg:
+        results = seg.stream(source())
+        assert next(results).tolist() == BANDS
+        assert second.wait(10)
+        assert next(results).tolist() == BANDS
+        assert list(results) == []
+
+
+def test_what_a_stream_raises_comes_after_the_results_before_it(tmp_path: Path) -> None:
+    with Segmenter.open(tiny_bundle(tmp_path)) as seg:
+        results = seg.stream([image_of(RED), image_of(RED), np.zeros((5, 5), np.uint8)], batch=8)
+        assert [next(results).tolist() for _ in range(2)] == [BANDS, BANDS]
+        with pytest.raises(InputError, match=r"shape \(5, 5\)"):
+            next(results)
+        assert list(results) == []
+
+
+def test_a_stream_that_is_left_ends_its_thread(tmp_path: Path) -> None:
+    with Segmenter.open(tiny_bundle(tmp_path)) as seg:
+        results = seg.stream(image_of(RED) for _ in range(1000))
+        assert next(results).tolist() == BANDS
+        results.close()
+        assert not [t for t in threading.enumerate() if t.name.startswith("stream of")]
+        assert seg(image_of(RED)).tolist() == BANDS
+    with pytest.raises(InputError, match=r"after close\(\)"):
+        seg.stream([])
 
 
 def test_importing_the_runtime_needs_numpy_alone() -> None:
