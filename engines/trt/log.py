@@ -1,0 +1,178 @@
+"""TensorRT's log: everything into a file, the last errors into our own message."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple, Type
+
+from engines.errors import OutputError
+from engines.trt.api import TensorRt
+from engines.trt.layer_names import layers_named_in
+
+# Values of ILogger.Severity.
+INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+_LETTERS = "XEWIV"
+
+KEPT_ERRORS = 20
+SHOWN_ERRORS = 3
+# TensorRT-RTX 1.7 writes 0.6 MB for SegFormer-B0. Timing tactics on a GPU writes more; beyond this
+# only messages that are not verbose go into the file.
+MAX_VERBOSE_BYTES = 32_000_000
+
+_log = logging.getLogger(__name__)
+
+
+class MessageLog:
+    """Keeps the last errors and warnings, and writes every message to `path` if there is one.
+
+    A context manager that closes the file. `message` never raises, because TensorRT calls it from
+    C++ that takes no exception; a file that cannot be written any more is told in `failure`.
+    """
+
+    def __init__(self, path: Optional[Path] = None) -> None:
+        self.path = path
+        self.errors: Deque[str] = deque(maxlen=KEPT_ERRORS)
+        self.warnings: Deque[str] = deque(maxlen=KEPT_ERRORS)
+        self.failure: Optional[str] = None
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._written = 0
+        self._file = None if path is None else _opened(path)
+
+    def message(self, severity: int, text: str) -> None:
+        """One message of TensorRT, of any thread."""
+        with self._lock:
+            if severity <= ERROR:
+                self.errors.append(text)
+            elif severity == WARNING:
+                self.warnings.append(text)
+            if self._file is None or (severity >= VERBOSE and self._written > MAX_VERBOSE_BYTES):
+                return
+            letter = _LETTERS[min(severity, VERBOSE)]
+            line = f"{time.monotonic() - self._started:9.3f} {letter} {text}\n"
+            try:
+                self._file.write(line)
+            except (OSError, ValueError) as error:
+                self.failure = f"the log {str(self.path)!r} is incomplete: {error}"
+                return
+            self._written += len(line)
+
+    def close(self) -> None:
+        with self._lock:
+            file, self._file = self._file, None
+            if file is None:
+                return
+            try:
+                file.close()
+            except OSError as error:
+                self.failure = f"the log {str(self.path)!r} is incomplete: {error}"
+
+    def __enter__(self) -> MessageLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+class _Forwarder:
+    """What every message of one library is given to: the logs that listen, else Python's log."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listening: Tuple[MessageLog, ...] = ()
+
+    def add(self, log: MessageLog) -> None:
+        with self._lock:
+            self._listening += (log,)
+
+    def remove(self, log: MessageLog) -> None:
+        with self._lock:
+            self._listening = tuple(other for other in self._listening if other is not log)
+
+    def message(self, severity: int, text: str) -> None:
+        for log in self._listening:
+            log.message(severity, text)
+        if not self._listening and severity <= WARNING:
+            _log.warning("TensorRT: %s", " ".join(text.split()))
+
+
+# TensorRT registers the first logger of a process and ignores a second one with a warning, so each
+# library gets one for good. The module is kept so that its id stays its own.
+_loggers: Dict[int, Tuple[Any, Any, _Forwarder]] = {}
+_loggers_lock = threading.Lock()
+
+
+def process_logger(tensorrt: TensorRt) -> Any:
+    """The ILogger to give to a Builder or Runtime, the same one each time."""
+    return _logger_and_forwarder(tensorrt)[0]
+
+
+@contextlib.contextmanager
+def listening(tensorrt: TensorRt, log: MessageLog) -> Iterator[Any]:
+    """Give TensorRT's messages, of all threads, to `log` until the block ends; yields the logger.
+
+    Where nobody listens, errors and warnings go to Python's log.
+    """
+    logger, forwarder = _logger_and_forwarder(tensorrt)
+    forwarder.add(log)
+    try:
+        yield logger
+    finally:
+        forwarder.remove(log)
+
+
+def _logger_and_forwarder(tensorrt: TensorRt) -> Tuple[Any, _Forwarder]:
+    with _loggers_lock:
+        key = id(tensorrt.module)
+        if key not in _loggers:
+            forwarder = _Forwarder()
+            logger = _logger_class(tensorrt.module)(forwarder)
+            _loggers[key] = (tensorrt.module, logger, forwarder)
+        return _loggers[key][1:]
+
+
+def _logger_class(module: Any) -> Any:
+    base: Any = module.ILogger
+
+    class ForwardingLogger(base):  # type: ignore[misc]
+        def __init__(self, forwarder: _Forwarder) -> None:
+            base.__init__(self)  # pybind11 needs it called by this name.
+            self._forwarder = forwarder
+
+        def log(self, severity: Any, msg: str) -> None:
+            self._forwarder.message(int(severity), msg)
+
+    return ForwardingLogger
+
+
+def errors_text(errors: Sequence[str]) -> str:
+    """The last errors on one line, each once, with the layers of the model that they name."""
+    unique: List[str] = list(dict.fromkeys(" ".join(error.split()) for error in errors))
+    shown = []
+    for error in unique[-SHOWN_ERRORS:]:
+        layers = layers_named_in(error)
+        named = f" [{'layer' if len(layers) == 1 else 'layers'} {', '.join(layers)}]"
+        shown.append(error + (named if layers else ""))
+    return "; ".join(shown) or "no error in its log"
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return open(path, "w", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(
+            f"{str(path)!r}: {error.strerror}",
+            expected="a folder that can be written to",
+            do="check that it exists, its permissions and the free space",
+        ) from error
