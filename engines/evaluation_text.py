@@ -1,0 +1,154 @@
+"""A device's report as text that reads well on a terminal and in Markdown alike."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any, List, Mapping, Sequence, Tuple
+
+from engines.report import (
+    COLUMNS,
+    NOT_MEASURED,
+    cell_text,
+    checked_report,
+    markdown_text,
+    rows_with_change,
+)
+
+# Headings of the tables and the keys of their columns.
+_TABLES = (
+    ("Accuracy", "miou change macc aacc agreement"),
+    (
+        "Time of a call",
+        "copy_in_ms compute_ms copy_out_ms latency_p50_ms latency_p95_ms latency_p99_ms fps "
+        "fps_events",
+    ),
+    ("Memory and file", "peak_memory_mb gpu_memory_mb file_mb"),
+    ("Board while it ran", "power_w energy_mj gpu_clock_mhz temperature_c throttled"),
+)
+_FOOTNOTES = {
+    "Accuracy": "Percent; change is that of mIoU to the first row, equal % counts the pixels that "
+    "have PyTorch's label at the network's resolution.",
+    "Time of a call": "p50, p95 and p99 are end to end, image in host memory to labels in host "
+    "memory, and fps is their number divided by their total time (mmsegmentation's protocol, "
+    "synchronised, after the warm-up); copies, compute and fps (events) are by CUDA events, "
+    "measured in calls of their own.",
+}
+
+
+def text_of_report(report: Mapping[str, Any]) -> str:
+    """Tables of accuracy, time, memory and power, IoU per class, the board, warnings."""
+    full = checked_report(report)
+    rows = rows_with_change(full)
+    parts = [f"# {markdown_text(full['name'])}", _about(full)]
+    for title, keys in _TABLES:
+        parts += [f"## {title}", _table_of_rows(rows, keys.split())]
+        if title in _FOOTNOTES:
+            parts.append(_FOOTNOTES[title])
+    with_classes = [row for row in rows if any(value is not None for value in row["iou"] or ())]
+    if with_classes:
+        parts += ["## IoU of each class", _class_table(full["classes"], with_classes)]
+    parts += ["## Board", _machine_lines(full)]
+    failed = [f"{row['form']} failed: {row['error']}" for row in rows if row["error"]]
+    said = [f"- {markdown_text(line)}" for line in (*failed, *full["warnings"])]
+    if said:
+        parts += ["## To be known", "\n".join(said)]
+    return "\n\n".join(parts) + "\n"
+
+
+def aligned_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are also straight on a terminal; Korean counts double."""
+    lines = [[markdown_text(cell) for cell in line] for line in (headings, *rows)]
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(headings))]
+    rule = ["-" * max(3, width) for width in widths]
+    rule[1:] = [f"{dashes[:-1]}:" for dashes in rule[1:]]
+    return "\n".join(_table_line(line, widths) for line in (lines[0], rule, *lines[1:]))
+
+
+def _table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = []
+    for index, cell in enumerate(cells):
+        blanks = " " * (max(3, widths[index]) - _width(cell))
+        padded.append(blanks + cell if index else cell + blanks)
+    return "| " + " | ".join(padded) + " |"
+
+
+def _about(full: Mapping[str, Any]) -> str:
+    data = full["data"] or {}
+    height, width = full["input_hw"] or ("?", "?")
+    shown = "windows" if full.get("mode") == "slide" else "whole images"
+    lines = [
+        f"- measured: {full['created']}",
+        f"- input: {height}x{width}, {shown}",
+        f"- validation: {data.get('images')} images in {data.get('folder')}"
+        + (f", {len(data['skipped'])} left out" if data.get("skipped") else ""),
+    ]
+    for row in full["rows"]:
+        if row["file"] and row["sha256"]:
+            runs = "" if row["runs"] is None else f", {row['runs']} calls timed"
+            runs += "" if row["warmup"] is None else f" after {row['warmup']} for warm-up"
+            batch = "" if row["batch"] is None else f", batch {row['batch']}"
+            lines.append(
+                f"- {row['form']}: {row['runtime']}, {row['file']}, "
+                f"SHA-256 {row['sha256'][:12]}{batch}{runs}"
+            )
+    return "\n".join(f"- {markdown_text(line[2:])}" for line in lines)
+
+
+def _table_of_rows(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """Rows and columns that have a figure, and failed rows; then what was not measured at all."""
+    wanted = [column for key in keys for column in COLUMNS if column[1] == key]
+    columns = [column for column in wanted if any(row[column[1]] is not None for row in rows)]
+    shown = [
+        row for row in rows if row["error"] or any(row[key] is not None for _, key, _ in columns)
+    ]
+    parts = []
+    if columns:
+        cells = [
+            [row["form"], *(cell_text(row, key, digits) for _, key, digits in columns)]
+            for row in shown
+        ]
+        parts.append(aligned_table(["form", *(heading for heading, _, _ in columns)], cells))
+    missing = [heading for heading, key, _ in wanted if key not in [c[1] for c in columns]]
+    if missing:
+        parts.append(f"{NOT_MEASURED.capitalize()}: {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def _class_table(classes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [
+        [name, *("–" if row["iou"][i] is None else f"{row['iou'][i]:.2f}" for row in rows)]
+        for i, name in enumerate(classes)
+    ]
+    return aligned_table(["class", *(row["form"] for row in rows)], cells)
+
+
+def _machine_lines(full: Mapping[str, Any]) -> str:
+    lines = [f"- {key}: {text}" for key, text in _flat(full["machine"])]
+    sources = dict.fromkeys(row["power_source"] for row in full["rows"] if row["power_source"])
+    lines += [f"- power: {source}" for source in sources]
+    lines += [f"- {name} {version}" for name, version in full["versions"].items()]
+    return "\n".join(f"- {markdown_text(line[2:])}" for line in lines)
+
+
+def _flat(record: Mapping[str, Any]) -> List[Tuple[str, str]]:
+    found: List[Tuple[str, str]] = []
+    for key, value in record.items():
+        name = key.replace("_", " ")
+        if isinstance(value, Mapping):
+            text = ", ".join(f"{inner.replace('_', ' ')} {_plain(v)}" for inner, v in value.items())
+            found.append((name, text))
+        elif value is not None:
+            found.append((name, _plain(value)))
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ".".join(map(str, value))
+    return str(value)
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
