@@ -14,9 +14,6 @@ from typing import NoReturn
 
 import pytest
 
-from tests.rtx.assemble import assembled_tensorrt
-from tests.rtx.wheels_folder import FixtureUnavailable
-
 RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_rtx_libs")
 
 
@@ -29,6 +26,10 @@ def skip_or_fail(reason: str) -> NoReturn:
 @pytest.fixture(scope="session")
 def _rtx_modules() -> dict[str, ModuleType]:
     """TensorRT-RTX's modules by name, loaded and taken out of sys.modules again."""
+    # Not at the top: beside mmsegmentation, whose wheel brings a package `tests`, ours is hidden.
+    from tests.rtx.assemble import assembled_tensorrt
+    from tests.rtx.wheels_folder import FixtureUnavailable
+
     try:
         folder = assembled_tensorrt()
     except FixtureUnavailable as error:

@@ -1,0 +1,183 @@
+"""The best way to run a bundle on this machine: its engine, one built now, or ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
+
+from engines.bundle import Bundle, FileInfo, bundle_path
+from engines.errors import BundleError, ConfigError, DeviceError, MissingPackageError, UserError
+from engines.images import sha256_of_file
+from engines.onnx_predictor import OnnxPredictor
+
+if TYPE_CHECKING:
+    from engines.progress import Progress
+    from engines.trt.predictor import TrtPredictor
+
+PRECISIONS = ("fp32", "fp16", "int8")
+RUNTIMES = ("auto", "tensorrt", "onnx")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked of `Segmenter.open`; see there."""
+
+    precision: Optional[str] = None
+    runtime: str = "auto"
+    build: bool = True
+    threads: Optional[int] = None
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ConfigError(
+                f"runtime {self.runtime!r}", expected=" or ".join(RUNTIMES), do="use one of these"
+            )
+
+
+class Opened(NamedTuple):
+    """A predictor, what it computes in, what is worth knowing, and its end.
+
+    `resources` closes the predictor and the GPU it was given.
+    """
+
+    predictor: Union[OnnxPredictor, TrtPredictor]
+    precision: str
+    notes: Tuple[str, ...]
+    resources: contextlib.ExitStack
+
+
+def open_bundle(
+    folder: Union[str, os.PathLike[str]],
+    bundle: Bundle,
+    wish: Wish,
+    *,
+    progress: Optional[Progress] = None,
+) -> Opened:
+    """Open `bundle`, which lies in `folder`; `progress` is told of a build.
+
+    Raises what `Segmenter.open` says. With runtime "auto" nothing that TensorRT, the GPU or a build
+    lacks is an error as long as ONNX Runtime can run the bundle: the log and the notes tell it.
+    """
+    folder = Path(folder)
+    _check_precision(bundle, wish.precision)
+    if wish.runtime == "onnx":
+        return _on_onnx(folder, bundle, wish, notes=())
+    try:
+        return _on_tensorrt(folder, bundle, wish, progress)
+    except (BundleError, ConfigError):
+        raise
+    except UserError as error:
+        if wish.runtime == "tensorrt":
+            raise
+        reason = error
+    # Where TensorRT is not installed nobody misses it.
+    level = logging.WARNING if _is_installed() else logging.INFO
+    note = f"ONNX Runtime instead of TensorRT: {reason.got}"
+    logger.log(level, "%s: %s", bundle.name, note)
+    try:
+        return _on_onnx(folder, bundle, wish, notes=(note,))
+    except MissingPackageError as missing:
+        raise DeviceError(
+            f"neither TensorRT ({reason.got}) nor ONNX Runtime ({missing.got})",
+            expected=f"{reason.expected}; or {missing.expected}",
+            do=f"{reason.do}; or {missing.do}",
+        ) from missing
+
+
+def _check_precision(bundle: Bundle, precision: Optional[str]) -> None:
+    if precision is None or precision in PRECISIONS:
+        return
+    raise _no_such_precision(bundle, precision)
+
+
+def _no_such_precision(bundle: Bundle, precision: str) -> ConfigError:
+    there = ", ".join(name for name in PRECISIONS if name in bundle.files)
+    return ConfigError(
+        f"precision {precision!r}",
+        expected=f"one that the bundle has: {there or 'it has no ONNX file'}",
+        do="choose one of these, or export the model with this precision",
+    )
+
+
+def _is_installed() -> bool:
+    names = ("tensorrt", "tensorrt_rtx")
+    try:
+        return any(importlib.util.find_spec(name) is not None for name in names)
+    except ValueError:  # A module without __spec__ is in sys.modules: it was imported somehow.
+        return True
+
+
+# ONNX Runtime
+
+
+def _on_onnx(folder: Path, bundle: Bundle, wish: Wish, *, notes: Tuple[str, ...]) -> Opened:
+    precision = "fp32" if wish.precision is None else wish.precision
+    if precision not in bundle.files:
+        raise _no_such_precision(bundle, precision)
+    if wish.precision is None and not notes:
+        # SegFormer-B0 on two cores: fp32 38 ms, int8 64 ms.
+        logger.info("%s: fp32 on ONNX Runtime's CPU provider, where int8 is slower", bundle.name)
+    path = _verified_path(folder, bundle.files[precision], wish.verify)
+    predictor = OnnxPredictor(path, threads=wish.threads, name=f"{bundle.name} {precision}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(predictor.close)
+        _check_sizes(bundle, predictor)
+        return Opened(predictor, precision, notes, stack.pop_all())
+
+
+def _verified_path(folder: Path, info: FileInfo, verify: bool) -> Path:
+    path = bundle_path(folder, info.file)
+    if verify:
+        found = sha256_of_file(path)
+        if found != info.sha256:
+            raise BundleError(
+                f"{info.file!r} with SHA-256 {found}",
+                expected=f"{info.sha256}, as bundle.json says",
+                do="copy the folder from where it was made, or export the model again",
+            )
+    return path
+
+
+def _check_sizes(bundle: Bundle, predictor: Union[OnnxPredictor, TrtPredictor]) -> None:
+    spec = bundle.input
+    if (predictor.input_hw, predictor.channels) != (spec.hw, spec.channels):
+        raise BundleError(
+            f"{predictor.path.name!r} for input {predictor.input_hw} with "
+            f"{predictor.channels} channels",
+            expected=f"{spec.hw} with {spec.channels} channels, as bundle.json says",
+            do="copy the folder from where it was made, or export the model again",
+        )
+
+
+def tensorrt_precision(bundle: Bundle) -> str:
+    """What runs on TensorRT unless asked for otherwise: the fastest that is known to be right."""
+    gate = bundle.gate
+    if "int8" in bundle.files and gate is not None and gate.passed:
+        return "int8"
+    return "fp16" if "fp16" in bundle.files else "fp32"
+
+
+def _on_tensorrt(folder: Path, bundle: Bundle, wish: Wish, progress: Optional[Progress]) -> Opened:
+    # A board without TensorRT, and every start of a program on a workstation, does without these.
+    from engines.cuda import open_cuda
+    from engines.trt.api import load_tensorrt
+    from engines.trt.bundle_engine import Shelf, engine_on
+
+    tensorrt = load_tensorrt()
+    precision = tensorrt_precision(bundle) if wish.precision is None else wish.precision
+    with contextlib.ExitStack() as stack:
+        cuda = open_cuda()
+        stack.callback(cuda.close)
+        shelf = Shelf(folder, bundle, precision, tensorrt, cuda)
+        predictor, note = engine_on(shelf, build=wish.build, progress=progress)
+        stack.callback(predictor.close)
+        _check_sizes(bundle, predictor)
+        return Opened(predictor, precision, (note,) if note else (), stack.pop_all())
