@@ -42,6 +42,7 @@ class Segmenter:
         self.runtime = opened.predictor.runtime
         self._opened = opened
         self._predictor = opened.predictor
+        _warn_about(bundle)
 
     @classmethod
     def open(
@@ -77,7 +78,6 @@ class Segmenter:
         wish = Wish(precision, runtime, build, threads, verify)
         bundle = bundle_from_folder(folder)
         opened = open_bundle(folder, bundle, wish)
-        _warn_about(bundle)
         return cls(bundle, opened)
 
     @property

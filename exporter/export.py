@@ -14,7 +14,8 @@ import onnx
 from calibration.fp16 import fp16_onnx_from_onnx
 from calibration.images import CalibrationImage, calibration_list
 from calibration.quantize import int8_onnx_from_ranges
-from calibration.ranges import ranges_from_images, ranges_to_json
+from calibration.ranges import ranges_from_images
+from calibration.ranges_json import ranges_to_json
 from calibration.trt_cache import write_calibration_cache
 from engines.bundle import (
     Gate,

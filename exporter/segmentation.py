@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engines.bundle import bundle_from_folder
+from engines.bundle_runtime import Wish, open_bundle
 from engines.errors import ImageError, OutputError
 from engines.images import image_files_from, image_from_file
+from engines.progress import Progress
 from engines.segmenter import Segmenter
 from exporter.strips import UNNAMED_RGB, overlay
 
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """`alpha` is the weight of the colours in the overlay; None writes no overlay."""
+    """`alpha` is the weight of the colours in the overlay; None writes no overlay.
+
+    `precision` and `runtime` are those of `Segmenter.open`.
+    """
 
     precision: str | None = None
+    runtime: str = "auto"
     alpha: float | None = 0.5
     skip_bad: bool = False
     convert_images: bool = False
@@ -34,7 +41,7 @@ def segment_images(
     images: Path,
     out: Path,
     options: SegmentOptions,
-    on_image: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[int, list[str]]:
     """Write out/labels/NAME.png and out/overlays/NAME.jpg; returns (written, left out).
 
@@ -45,7 +52,7 @@ def segment_images(
     names = _output_names(files)
     folders = [out / "labels"] + ([out / "overlays"] if options.alpha is not None else [])
     skipped: list[str] = []
-    with Segmenter.open(bundle, precision=options.precision) as segmenter:
+    with _opened(bundle, options, progress) as segmenter, progress.stage("segment"):
         _make(folders)
         for done, (path, name) in enumerate(zip(files, names, strict=True), start=1):
             try:
@@ -64,8 +71,18 @@ def segment_images(
                 if options.alpha is not None:
                     drawn = overlay(image, labels, segmenter.palette, options.alpha)
                     _save(Image.fromarray(drawn), out / "overlays" / f"{name}.jpg")
-            on_image(done, len(files))
+            progress.advance(done, len(files))
     return len(files) - len(skipped), skipped
+
+
+def _opened(folder: Path, options: SegmentOptions, progress: Progress) -> Segmenter:
+    """The bundle's segmenter; `progress` shows the build of an engine, which takes minutes."""
+    bundle = bundle_from_folder(folder)
+    wish = Wish(precision=options.precision, runtime=options.runtime)
+    with progress.stage("open"):
+        segmenter = Segmenter(bundle, open_bundle(folder, bundle, wish, progress=progress))
+    progress.note(f"{segmenter.precision} on {segmenter.runtime}")
+    return segmenter
 
 
 def _output_names(files: Sequence[Path]) -> list[str]:

@@ -97,8 +97,8 @@ def engine_on(
             f"no {shelf.precision} engine for this machine in {str(shelf.folder / FOLDER)!r}"
             + (f" ({'; '.join(others)})" if others else ""),
             expected=f"one built by {shelf.tensorrt} for {shelf.cuda.info.name}",
-            do=f"riceseg build {shelf.folder} --precision {shelf.precision}, or leave out "
-            "build=False",
+            do=f"riceseg build {shelf.folder} --precision {shelf.precision}, or let it be built "
+            "(without --no-build and build=False)",
         )
     with _building_place(shelf) as place:
         # Another process may have built it while this one waited for its turn.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from engines.bundle_runtime import RUNTIMES
 from exporter.commands.options import PATH, Number
 from exporter.live import progress_for
 
@@ -28,6 +30,13 @@ Examples:
     help="Which graph of the bundle.  [default: the runtime's choice]",
 )
 @click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default="auto",
+    show_default=True,
+    help="auto: TensorRT where it is installed, else ONNX Runtime.",
+)
+@click.option(
     "--alpha",
     type=Number(0, 1),
     default=0.5,
@@ -45,19 +54,16 @@ def segment(
     bundle: Path,
     images: Path,
     out: Path,
-    precision: str | None,
     alpha: float,
     overlay: bool,
-    skip_bad: bool,
-    convert_images: bool,
+    **values: Any,
 ) -> None:
     """Write a label PNG (palette of the bundle) and an overlay for every image."""
     from exporter.segmentation import SegmentOptions, segment_images
 
-    options = SegmentOptions(precision, alpha if overlay else None, skip_bad, convert_images)
+    options = SegmentOptions(alpha=alpha if overlay else None, **values)
     progress = progress_for(sys.stderr)
-    with progress.stage("segment"):
-        written, skipped = segment_images(bundle, images, out, options, progress.advance)
+    written, skipped = segment_images(bundle, images, out, options, progress)
     for line in skipped:
         progress.warn(f"left out {line}")
     click.echo(f"{written} images: {out / 'labels'}" + (f", {out / 'overlays'}" if overlay else ""))
