@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any, List, Mapping, Sequence, Tuple
 
 from engines.report import (
     COLUMNS,
     NOT_MEASURED,
+    aligned_table,
     cell_text,
     checked_report,
     markdown_text,
@@ -40,7 +40,10 @@ def text_of_report(report: Mapping[str, Any]) -> str:
     full = checked_report(report)
     rows = rows_with_change(full)
     parts = [f"# {markdown_text(full['name'])}", _about(full)]
+    scored = bool((full["data"] or {}).get("images"))
     for title, keys in _TABLES:
+        if title == "Accuracy" and not scored:
+            continue  # of a benchmark, which looks at no labelled image
         parts += [f"## {title}", _table_of_rows(rows, keys.split())]
         if title in _FOOTNOTES:
             parts.append(_FOOTNOTES[title])
@@ -55,23 +58,6 @@ def text_of_report(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def aligned_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are also straight on a terminal; Korean counts double."""
-    lines = [[markdown_text(cell) for cell in line] for line in (headings, *rows)]
-    widths = [max(_width(line[i]) for line in lines) for i in range(len(headings))]
-    rule = ["-" * max(3, width) for width in widths]
-    rule[1:] = [f"{dashes[:-1]}:" for dashes in rule[1:]]
-    return "\n".join(_table_line(line, widths) for line in (lines[0], rule, *lines[1:]))
-
-
-def _table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = []
-    for index, cell in enumerate(cells):
-        blanks = " " * (max(3, widths[index]) - _width(cell))
-        padded.append(blanks + cell if index else cell + blanks)
-    return "| " + " | ".join(padded) + " |"
-
-
 def _about(full: Mapping[str, Any]) -> str:
     data = full["data"] or {}
     height, width = full["input_hw"] or ("?", "?")
@@ -79,9 +65,10 @@ def _about(full: Mapping[str, Any]) -> str:
     lines = [
         f"- measured: {full['created']}",
         f"- input: {height}x{width}, {shown}",
-        f"- validation: {data.get('images')} images in {data.get('folder')}"
-        + (f", {len(data['skipped'])} left out" if data.get("skipped") else ""),
     ]
+    if data.get("images"):
+        left_out = f", {len(data['skipped'])} left out" if data.get("skipped") else ""
+        lines.append(f"- validation: {data['images']} images in {data['folder']}{left_out}")
     for row in full["rows"]:
         if row["file"] and row["sha256"]:
             runs = "" if row["runs"] is None else f", {row['runs']} calls timed"
@@ -107,7 +94,7 @@ def _table_of_rows(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> st
             [row["form"], *(cell_text(row, key, digits) for _, key, digits in columns)]
             for row in shown
         ]
-        parts.append(aligned_table(["form", *(heading for heading, _, _ in columns)], cells))
+        parts.append("\n".join(aligned_table(["form", *(h for h, _, _ in columns)], cells)))
     missing = [heading for heading, key, _ in wanted if key not in [c[1] for c in columns]]
     if missing:
         parts.append(f"{NOT_MEASURED.capitalize()}: {', '.join(missing)}.")
@@ -119,7 +106,7 @@ def _class_table(classes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> s
         [name, *("–" if row["iou"][i] is None else f"{row['iou'][i]:.2f}" for row in rows)]
         for i, name in enumerate(classes)
     ]
-    return aligned_table(["class", *(row["form"] for row in rows)], cells)
+    return "\n".join(aligned_table(["class", *(row["form"] for row in rows)], cells))
 
 
 def _machine_lines(full: Mapping[str, Any]) -> str:
@@ -148,7 +135,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ".".join(map(str, value))
     return str(value)
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

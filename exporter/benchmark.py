@@ -20,11 +20,17 @@ from engines.errors import CheckpointError
 
 
 def benchmark_checkpoint(
-    path: Path, input_hw: tuple[int, int], *, num_outputs: int, runs: int
+    path: Path,
+    input_hw: tuple[int, int],
+    *,
+    num_outputs: int,
+    runs: int,
+    warmup: int = 5,
+    threads: int | None = None,
 ) -> Benchmark:
     """Time the unrewritten model with its first `num_outputs` outputs, batch 1.
 
-    Preprocessing and argmax are included.
+    Preprocessing and argmax are included. `threads` None leaves the number to PyTorch.
 
     Raises CheckpointError with the child's last line when it does not finish.
     """
@@ -33,7 +39,8 @@ def benchmark_checkpoint(
     child = subprocess.run(
         [sys.executable, "-m", "exporter.benchmark", str(path.resolve()),
          "--size", f"{input_hw[0]}x{input_hw[1]}", "--outputs", str(num_outputs),
-         "--runs", str(runs)],
+         "--runs", str(runs), "--warmup", str(warmup),
+         *([] if threads is None else ["--threads", str(threads)])],
         cwd=root,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *([known] if known else [])])},
         stdin=subprocess.DEVNULL,
@@ -64,7 +71,11 @@ def main() -> None:
     parser.add_argument("--size", required=True)
     parser.add_argument("--outputs", type=int, required=True)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     h, w = (int(side) for side in args.size.split("x"))
     # Not load_model: neither class names nor normalisation, which options may give, change times.
     tensors = state_dict_from_checkpoint(args.checkpoint).tensors
@@ -74,7 +85,11 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, h, w, channels), dtype=np.uint8)
     predictor = TorchPredictor(ImageToLabels(net, spec).eval())
     result = benchmark_predictor(
-        predictor.labels, image, runs=args.runs, threads=torch.get_num_threads()
+        predictor.labels,
+        image,
+        runs=args.runs,
+        warmup=args.warmup,
+        threads=torch.get_num_threads(),
     )
     print(json.dumps(asdict(result)))
 

@@ -515,3 +515,17 @@ def test_an_export_whose_reader_goes_away_leaves_a_whole_bundle_or_none(
         assert b"Traceback" not in done.stdout + done.stderr
         assert {p.name for p in tmp_path.iterdir()} <= {"out"}
     assert bundle_from_folder(tmp_path / "out").classes == CLASSES
+
+
+def test_bench_times_a_checkpoint_in_pytorch_and_refuses_what_pytorch_does_not_do(
+    tmp_path: Path,
+) -> None:
+    write_checkpoint(tmp_path / "tiny.pth")
+    options = ["--runs", "2", "--warmup", "1", "--out", str(tmp_path / "out")]
+    done = run_process("bench", tmp_path / "tiny.pth", *options)
+    assert done.returncode == 0, done.stderr
+    (row,) = report_of(tmp_path / "out")["rows"]
+    assert (row["form"], row["runs"], row["warmup"]) == ("PyTorch FP32", 2, 1)
+    assert row["latency_p50_ms"] > 0
+    refused = run_cli("bench", str(tmp_path / "tiny.pth"), "--batch", "2")
+    assert "--batch for a checkpoint" in error_of(refused)

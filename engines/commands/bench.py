@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any, Mapping, Optional
 
 from engines.commands.parsing import Command, count
 from engines.progress import Progress, printable
@@ -31,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
     from engines.benchmark_target import BenchmarkOptions, benchmark_report, benchmark_target
-    from engines.evaluation_text import text_of_report
-    from engines.report import write_report_json
 
     rows = benchmark_target(
         options.target,
@@ -40,11 +39,18 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
         options=BenchmarkOptions(options.runs, options.warmup, options.threads, options.batch),
         progress=progress,
     )
-    report = benchmark_report(options.target, rows)
+    return shown(benchmark_report(options.target, rows), options.out)
+
+
+def shown(report: Mapping[str, Any], out: Optional[Path]) -> int:
+    """Print the report, write it into `out`; exit code 0 if anything could be measured."""
+    from engines.evaluation_text import text_of_report
+    from engines.report import write_report_json
+
     print(text_of_report(report), end="")
-    if options.out is not None:
-        print(f"report: {printable(str(write_report_json(report, options.out)))}")
-    return 0 if any(row["error"] is None for row in rows) else 1
+    if out is not None:
+        print(f"report: {printable(str(write_report_json(report, out)))}")
+    return 0 if any(row["error"] is None for row in report["rows"]) else 1
 
 
 COMMAND = Command(

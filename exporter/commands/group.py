@@ -15,7 +15,6 @@ import click
 from click.shell_completion import get_completion_class
 
 from engines.board.machine import package_versions
-from engines.commands.bench import COMMAND as BENCH
 from engines.commands.build import COMMAND as BUILD
 from engines.commands.doctor import COMMAND as DOCTOR
 from engines.commands.trt_eval import COMMAND as TRT_EVAL
@@ -27,6 +26,7 @@ from engines.errors import (
     UserError,
 )
 from engines.progress import printable
+from exporter.commands.bench import COMMAND as BENCH
 from exporter.commands.board import BoardCommand
 from exporter.commands.evaluate import evaluate
 from exporter.commands.export import export

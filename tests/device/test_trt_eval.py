@@ -13,8 +13,8 @@ from device_bundle import CLASSES, bundle_in, export_report, labelled_folder
 from made_device import Device
 from tiny_engines import BANDS, RED
 
-from engines.evaluation_text import aligned_table, text_of_report
-from engines.report import report_from_file
+from engines.evaluation_text import text_of_report
+from engines.report import aligned_table, report_from_file
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "trt_eval.py"
 
@@ -214,7 +214,7 @@ def test_nothing_that_a_board_lacks_is_imported(tmp_path) -> None:
 
 def test_columns_are_straight_also_with_korean_names() -> None:
     table = aligned_table(["class", "a|b"], [["정상", "1.00"], ["background", "–"]])
-    assert table.splitlines() == [
+    assert table == [
         "| class      | a\\|b |",
         "| ---------- | ---: |",
         "| 정상       | 1.00 |",

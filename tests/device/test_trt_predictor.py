@@ -127,7 +127,7 @@ def test_labels_of_logits_alone_are_their_argmax(rig):
 
 
 def test_an_engine_without_logits_says_how_to_get_them(rig):
-    with rig.open() as predictor, pytest.raises(EngineError, match=r"gives labels alone.*--logits"):
+    with rig.open() as predictor, pytest.raises(EngineError, match=r"labels alone.*--output both"):
         predictor.logits(flat(0))
 
 
