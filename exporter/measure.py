@@ -26,7 +26,6 @@ from exporter.checkpoint import Checkpoint
 from exporter.load import LoadedModel
 from exporter.request import DataOptions
 from exporter.strips import Strip, strip_panels
-from exporter.torch_predictor import TorchPredictor
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def scored_model(loaded: LoadedModel, input: InputSpec) -> ScoredModel:
 
 @contextlib.contextmanager
 def open_predictors(
-    forms: Sequence[Form], reference: TorchPredictor | None
+    forms: Sequence[Form], reference: Predictor | None
 ) -> Iterator[list[Predictor]]:
     """The reference first, then every ONNX form; closed at the end."""
     with contextlib.ExitStack() as stack:
@@ -140,7 +139,15 @@ def onnx_row(form: Form, runs: int) -> dict[str, Any]:
     return form_row(form, lambda: benchmark_onnx(form.path, runs=runs))
 
 
-def torch_row(model: ScoredModel, checkpoint: Checkpoint, name: str, runs: int) -> dict[str, Any]:
+def torch_row(
+    model: ScoredModel,
+    checkpoint: Checkpoint,
+    name: str,
+    runs: int,
+    *,
+    warmup: int = 5,
+    threads: int | None = None,
+) -> dict[str, Any]:
     """The row of the PyTorch model that `checkpoint` holds."""
     path = checkpoint.path
     info = FileInfo(path.name, checkpoint.sha256, path.stat().st_size)
@@ -148,7 +155,12 @@ def torch_row(model: ScoredModel, checkpoint: Checkpoint, name: str, runs: int) 
     return form_row(
         form,
         lambda: benchmark_checkpoint(
-            path, model.input.hw, num_outputs=model.num_outputs, runs=runs
+            path,
+            model.input.hw,
+            num_outputs=model.num_outputs,
+            runs=runs,
+            warmup=warmup,
+            threads=threads,
         ),
     )
 

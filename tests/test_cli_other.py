@@ -522,7 +522,10 @@ def test_bench_times_a_checkpoint_in_pytorch_and_refuses_what_pytorch_does_not_d
 ) -> None:
     write_checkpoint(tmp_path / "tiny.pth")
     options = ["--runs", "2", "--warmup", "1", "--out", str(tmp_path / "out")]
-    done = run_process("bench", tmp_path / "tiny.pth", *options)
+    command = [BIN / "riceseg", "bench", tmp_path / "tiny.pth", *options]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     (row,) = report_of(tmp_path / "out")["rows"]
     assert (row["form"], row["runs"], row["warmup"]) == ("PyTorch FP32", 2, 1)
