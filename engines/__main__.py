@@ -24,9 +24,7 @@ def commands() -> Tuple[Command, ...]:
     return build, evaluate, bench, report, doctor
 
 
-def main(
-    arguments: Optional[Sequence[str]] = None, *, prog: str = "python -m engines"
-) -> int:
+def main(arguments: Optional[Sequence[str]] = None, *, prog: str = "python -m engines") -> int:
     """Run one command; the exit code is 0, 1 for a failed gate, 2 for a user's mistake."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _let_every_text_pass()
@@ -34,17 +32,22 @@ def main(
     if verbose:
         given = given[1:]
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
-    if not given or given[0] in ("-h", "--help"):
-        print(_help(prog))
-        return 0
     try:
+        if not given or given[0] in ("-h", "--help"):
+            print(_help(prog), flush=True)
+            return 0
         command = _command(given[0], prog)
         options = parsed(command, f"{prog} {command.name}", given[1:])
-        return command.run(options, text_progress(sys.stderr))
+        code = command.run(options, text_progress(sys.stderr))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _stopped(error, 2)
     except GateError as error:
         return _stopped(error, 1)
+    except BrokenPipeError:  # whoever read the output, `head` say, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
