@@ -1,9 +1,16 @@
 """The ranges as a TensorRT calibration cache, for the implicit INT8 of TensorRT 8 to 10.
 
-trtexec (--calib) and DeepStream (int8-calib-file) read it with the FP32 ONNX file. It holds the
-inputs of the layers that the Q/DQ graph runs in INT8, not their outputs; implicit INT8 falls back
-to floating point for a layer without both, so the Q/DQ graph is the one to build from. TensorRT 11
-has no implicit INT8.
+trtexec (--calib) and DeepStream (int8-calib-file) read it with the FP32 ONNX file. It holds what
+the layers that the Q/DQ graph runs in INT8 read and write, and what Transposes and Reshapes make of
+that: implicit INT8 falls back to floating point for a layer of which it does not know both. Nothing
+else is in it, so that attention products, softmax, residual sums, LayerNorm and GELU stay in
+floating point; nor is the image, for TensorRT gives no range to a UINT8 tensor.
+
+It cannot hold weights that the parser turns into layers of their own, which it does for a MatMul:
+their names ("(Unnamed Layer* 8) [Constant]_output" in 8.5) are the parser's. `riceseg build
+--implicit-int8` adds their lines when it has parsed the graph; with this file alone convolutions
+run in INT8 and MatMuls fall back. The Q/DQ graph is the one to build from; TensorRT 11 has no
+implicit INT8.
 """
 
 from __future__ import annotations
@@ -32,7 +39,7 @@ def calibration_cache_from_ranges(ranges: Ranges, *, tensorrt_version: str = "86
     # EntropyCalibration2 whatever the method was: it is the calibrator that trtexec and DeepStream
     # use, and a cache of another calibrator is ignored.
     lines = [f"TRT-{tensorrt_version}-EntropyCalibration2"]
-    for name, tensor in ranges.tensors.items():
+    for name, tensor in {**ranges.tensors, **ranges.implicit}.items():
         if not name or re.search(r"[\x00-\x1f\x7f]", name):
             raise GraphError(
                 f"the tensor name {name!r}", expected="a printable name", do="rename the tensor"

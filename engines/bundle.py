@@ -8,123 +8,48 @@ so every field is checked before it is used, and no name in it can lead out of t
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Tuple, Union
+from typing import Dict, Tuple, Union
 
 from engines.bundle_fields import EXPORT_AGAIN, FILE_NAME, MAX_JSON_BYTES, Field, field_from_json
+from engines.bundle_records import (
+    MAX_BATCH,
+    MAX_CHANNELS,
+    MAX_OUTPUTS,
+    MAX_SIDE,
+    BuildHints,
+    Bundle,
+    CheckpointInfo,
+    FileInfo,
+    Gate,
+    InputSpec,
+    ModelInfo,
+)
 from engines.errors import BundleError, OutputError
-from engines.resize import ResizeRule
+
+__all__ = [
+    "MAX_BATCH",
+    "MAX_CHANNELS",
+    "MAX_OUTPUTS",
+    "MAX_SIDE",
+    "BuildHints",
+    "Bundle",
+    "CheckpointInfo",
+    "FileInfo",
+    "Gate",
+    "InputSpec",
+    "ModelInfo",
+    "bundle_from_folder",
+    "bundle_path",
+    "write_bundle_json",
+]
 
 FORMAT = "riceseg-bundle"
 FORMAT_VERSION = 1
-
-# Labels are uint8 and 255 means "ignore", so indices 0..254 are left for classes.
-MAX_OUTPUTS = 255
-MAX_SIDE = 16_384
-MAX_CHANNELS = 64
-MAX_BATCH = 4_096
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Where the graph comes from. `parameters` counts scalars; `source` names the key layout."""
-
-    architecture: str
-    variant: str
-    head: Optional[str]
-    head_channels: Optional[int]
-    in_channels: int
-    num_outputs: int
-    parameters: int
-    source: str
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """The weights the bundle was made from: a file name (not a path in the bundle) and its hash."""
-
-    file: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """The graph's input, (N, H, W, C) uint8, and how an image of any size becomes one.
-
-    `hw` is in pixels; `mean` and `std` are in units of 0..255 and are applied inside the graph;
-    `batch` is (smallest, usual, largest).
-    """
-
-    name: str
-    hw: Tuple[int, int]
-    channels: int
-    channel_order: str
-    mean: Tuple[float, ...]
-    std: Tuple[float, ...]
-    resize: Literal["stretch", "letterbox"]
-    batch: Tuple[int, int, int]
-
-    @property
-    def pad_value(self) -> Tuple[int, ...]:
-        """The uint8 nearest to `mean` per channel: padding that is about 0 once normalised."""
-        return tuple(min(255, max(0, math.floor(value + 0.5))) for value in self.mean)
-
-    @property
-    def rule(self) -> ResizeRule:
-        """The resize rule as an object."""
-        return ResizeRule(self.resize)
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """A file of the bundle: POSIX path relative to the folder, SHA-256 (hex) and size."""
-
-    file: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Loss of mIoU against PyTorch, in percentage points, and whether it is within the limit."""
-
-    max_drop: float
-    drop: float
-    passed: bool
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """The fields of `bundle.json`, in its order.
-
-    `classes` names the first outputs (0..len-1), `palette` has one RGB triple for each of them.
-    `test_mode`, `calibration` and `parity` are records that are carried along, not interpreted
-    here, except for `test_mode["mode"]`. Dictionaries must not be changed by the reader.
-    """
-
-    name: str
-    created: str
-    model: ModelInfo
-    checkpoint: CheckpointInfo
-    input: InputSpec
-    outputs: Tuple[str, ...]
-    classes: Tuple[str, ...]
-    palette: Tuple[Tuple[int, int, int], ...]
-    num_outputs: int
-    reduce_zero_label: bool
-    test_mode: Dict[str, Any]
-    opset: int
-    files: Dict[str, FileInfo]
-    calibration: Optional[Dict[str, Any]]
-    parity: Optional[Dict[str, Any]]
-    report: Optional[str]
-    gate: Optional[Gate]
-    warnings: Tuple[str, ...]
-    versions: Dict[str, str]
+MAX_NODES = 100_000
 
 
 def bundle_from_folder(folder: Union[str, os.PathLike[str]]) -> Bundle:
@@ -264,6 +189,7 @@ def _bundle_from_field(root: Field) -> Bundle:
         gate=root["gate"].or_none(_gate_from_field),
         warnings=tuple(w.text(10_000) for w in root["warnings"].entries(0, 1_000)),
         versions={key: root["versions"][key].text() for key in root["versions"].record()},
+        build=root["build"].or_none(_build_from_field) if "build" in root.record() else None,
     )
     root["test_mode"]["mode"].text()
     if bundle.model.in_channels != bundle.input.channels:
@@ -332,4 +258,11 @@ def _gate_from_field(field: Field) -> Gate:
         max_drop=field["max_drop"].number(),
         drop=field["drop"].number(),
         passed=field["passed"].flag(),
+    )
+
+
+def _build_from_field(field: Field) -> BuildHints:
+    nodes = field["fp32_nodes"].entries(0, MAX_NODES)
+    return BuildHints(
+        target=field["target"].text(), fp32_nodes=tuple(node.text(1_000) for node in nodes)
     )

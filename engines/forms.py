@@ -13,7 +13,12 @@ from engines.bundle_fields import FILE_NAME
 from engines.errors import ConfigError, EngineError, UserError
 from engines.images import sha256_of_file
 
-FORM_NAMES = {"fp32": "ONNX FP32", "fp16": "ONNX FP16", "int8": "ONNX INT8"}
+FORM_NAMES = {
+    "fp32": "ONNX FP32",
+    "fp16": "ONNX FP16",
+    "int8": "ONNX INT8",
+    "int8_fp16": "ONNX INT8+FP16",
+}
 ENGINE_SUFFIX = ".engine"
 
 

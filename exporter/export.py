@@ -23,7 +23,7 @@ from engines.bundle import (
     write_bundle_json,
 )
 from engines.dataset import Pair, calibration_images_from, pairs_from_folder
-from engines.errors import ConfigError, ImageError
+from engines.errors import ConfigError, GraphError, ImageError
 from engines.images import image_from_file
 from engines.progress import Progress
 from engines.resize import network_image_from_image
@@ -41,6 +41,7 @@ from exporter.results import bundle_of, left_out_lines, measured
 from exporter.rewrites import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from exporter.staging import whole_folder
+from exporter.targets import opset_for, target_named, target_warnings
 from exporter.work import Work
 
 PARITY_IMAGES = 4
@@ -62,6 +63,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
     PyTorch. A loss of accuracy beyond `max_drop` is no exception: see `ExportResult.gate`.
     """
     _check_inputs_stay(request)
+    _check_options(request)
     with whole_folder(request.out, overwrite=request.overwrite) as folder:
         with progress.stage("load"):
             work = _load(request, progress)
@@ -71,7 +73,9 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
             images, on = _parity_images(work, request.data)
             _trace(work, model_path, images)
         with progress.stage("verify against PyTorch"):
-            work.parity = check_parity(reference, onnx.load(model_path), images, on=on)
+            model = onnx.load(model_path)
+            work.parity = check_parity(reference, model, images, on=on)
+            work.fp32_nodes = decomposed_layer_norms(work.loaded.net, model)
         if request.int8:
             with progress.stage(f"calibrate ({request.method})"):
                 _calibrate(request, work, folder, progress)
@@ -83,16 +87,10 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
                 work.add(folder, "int8", "model.int8.onnx")
         if request.fp16:
             with progress.stage("write FP16"):
-                record = fp16_onnx_from_onnx(
-                    model_path,
-                    folder / "model.fp16.onnx",
-                    fp32_nodes=decomposed_layer_norms(work.loaded.net, onnx.load(model_path)),
-                )
-                work.warnings += [
-                    f"{count} values of {name} are beyond FP16's range and were clamped"
-                    for name, count in record.clamped.items()
-                ]
-                work.add(folder, "fp16", "model.fp16.onnx")
+                _write_fp16(work, folder, "fp32", "fp16")
+        if request.int8 and work.target.int8_fp16:
+            with progress.stage("write INT8 with FP16"):
+                _write_int8_fp16(work, folder)
         report, strips, gate = measured(request, work, folder, reference, progress)
         with progress.stage("write report and bundle"):
             write_report(report, folder, strips=strips)
@@ -100,6 +98,16 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
     for warning in work.warnings:
         progress.warn(warning)
     return ExportResult(request.out, report, gate)
+
+
+def _check_options(request: ExportRequest) -> None:
+    opset_for(target_named(request.target), request.graph.opset)
+    if request.keep_reference and request.data.val is None:
+        raise ConfigError(
+            "--keep-reference without --val",
+            expected="the images whose labels are to be kept",
+            do="pass --val with labelled images, or leave --keep-reference out",
+        )
 
 
 def _check_inputs_stay(request: ExportRequest) -> None:
@@ -120,6 +128,7 @@ def _load(request: ExportRequest, progress: Progress) -> Work:
     data = request.data
     pairs = pairs_from_folder(data.val, masks=data.val_masks) if data.val is not None else ()
     calib = _calibration_images(request, pairs)
+    target = target_named(request.target)
     warnings = list(loaded.warnings)
     image_hw = first_image_hw(
         [pair.image for pair in pairs] or [item.path for item in calib],
@@ -145,17 +154,18 @@ def _load(request: ExportRequest, progress: Progress) -> Work:
         std=loaded.std,
         output=graph.output,
         batch=graph.batch,
-        opset=graph.opset,
+        opset=opset_for(target, graph.opset),
         align_corners=bool(loaded.settings.align_corners),
     )
     if not pairs:
         warnings.append("no --val: the loss of accuracy was not measured")
     if data.calib is not None and not request.int8:
         warnings.append("--calib without --int8 has no effect: no INT8 graph was written")
+    warnings += target_warnings(target, fp16=request.fp16, int8=request.int8)
     progress.note(_summary(loaded, input_spec))
     for note in loaded.notes:
         progress.note(note)
-    return Work(loaded, input_spec, spec, pairs, calib, warnings)
+    return Work(target, loaded, input_spec, spec, pairs, calib, warnings)
 
 
 def _calibration_images(
@@ -246,3 +256,27 @@ def _calibrate(request: ExportRequest, work: Work, folder: Path, progress: Progr
     write_calibration_cache(work.ranges, folder / "calibration.cache")
     work.add(folder, "ranges", "ranges.json")
     work.add(folder, "calibration_cache", "calibration.cache")
+
+
+def _write_fp16(work: Work, folder: Path, source: str, key: str) -> None:
+    """The file `source` of the bundle, all of it that is not INT8 in FP16, as its file `key`."""
+    name = f"model.{key.replace('_', '.')}.onnx"
+    record = fp16_onnx_from_onnx(
+        folder / work.files[source].file, folder / name, fp32_nodes=work.fp32_nodes
+    )
+    work.warnings += [
+        f"{count} values of {tensor} are beyond FP16's range and were clamped in {name}"
+        for tensor, count in record.clamped.items()
+    ]
+    work.add(folder, key, name)
+
+
+def _write_int8_fp16(work: Work, folder: Path) -> None:
+    """Nobody asked for FP16 by name, so a network that it cannot hold goes without."""
+    try:
+        _write_fp16(work, folder, "int8", "int8_fp16")
+    except GraphError as error:
+        work.warnings.append(
+            f"no INT8 graph with its rest in FP16 ({error.got}): a strongly typed TensorRT runs "
+            "that rest in FP32"
+        )

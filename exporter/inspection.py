@@ -46,6 +46,7 @@ def _bundle_facts(folder: Path) -> Facts:
         f"{bundle.input.resize}",
         "outputs": list(bundle.outputs),
         "classes": list(bundle.classes),
+        "target": None if bundle.build is None else bundle.build.target,
         "opset": bundle.opset,
         "files": [f"{key} {info.file} ({info.bytes / 1e6:.1f} MB)"
                   for key, info in bundle.files.items()],

@@ -102,20 +102,23 @@ class ImageToLabels(nn.Module):
         logits = self.logits(image)
         outputs = {"logits": logits}
         if "labels" in self.spec.output_names:
-            outputs["labels"] = logits.argmax(dim=1).to(torch.uint8)
+            # Over float32: TensorRT's DataType, up to 10, documents no conversion from INT32.
+            outputs["labels"] = logits.argmax(dim=1).to(torch.float32).to(torch.uint8)
         return tuple(outputs[name] for name in self.spec.output_names)
 
 
 def decomposed_layer_norms(net: nn.Module, model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of the nodes that LayerNorm fell apart into, which it does below opset 17.
 
-    Squares of activations overflow FP16, so these nodes stay in FP32.
+    Squares of activations overflow FP16, so these nodes stay in FP32. Constants compute nothing
+    and are not among them.
     """
     norms = {f"net.{path}" for path, m in net.named_modules() if isinstance(m, nn.LayerNorm)}
     return tuple(
         node.name
         for node in model.graph.node
-        if node.op_type != "LayerNormalization" and module_path(node.name) in norms
+        if node.op_type not in ("LayerNormalization", "Constant")
+        and module_path(node.name) in norms
     )
 
 

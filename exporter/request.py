@@ -50,24 +50,33 @@ def calibration_source(calib: Path | None) -> Path:
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """`size` and `resize` None: as the checkpoint was tested (see `network_size`)."""
+    """`size` and `resize` None: as the checkpoint was tested (see `network_size`).
+
+    `opset` None: as the target wants it.
+    """
 
     size: tuple[int, int] | None = None
     resize: Resize | None = None
     output: str = "labels"
     batch: tuple[int, int, int] = (1, 1, 1)
-    opset: int = 17
+    opset: int | None = None
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """`max_drop` is in mIoU points; `runs` is the number of timed runs of each form."""
+    """`max_drop` is in mIoU points; `runs` is the number of timed runs of each form.
+
+    `target` names one of `exporter.targets`; None is for every device. `keep_reference` stores
+    PyTorch's labels of the validation images in the bundle.
+    """
 
     checkpoint: Path
     out: Path
     load: LoadOptions = field(default_factory=LoadOptions)
     graph: GraphOptions = field(default_factory=GraphOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    target: str | None = None
+    keep_reference: bool = False
     int8: bool = False
     fp16: bool = False
     method: str = "mse"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from engines.board.machine import package_versions
-from engines.bundle import Bundle, CheckpointInfo, Gate, ModelInfo
-from engines.evaluate import Evaluation
+from engines.bundle import BuildHints, Bundle, CheckpointInfo, Gate, ModelInfo
+from engines.evaluate import Evaluation, Predictor
 from engines.forms import Form, onnx_forms
 from engines.progress import Progress, printable
+from engines.reference import FILES_KEY
 from engines.scored_rows import gate_from_rows
+from exporter.keep_reference import FILE_NAME, OnImage, reference_kept
 from exporter.measure import (
     ScoredModel,
     onnx_row,
@@ -47,15 +50,8 @@ def measured(
     lost: list[dict[str, Any]] = []
     evaluation: Evaluation | None = None
     if work.pairs:
-        with progress.stage("evaluate"), open_predictors(forms, predictor) as predictors:
-            evaluation, strips = scored(
-                model,
-                predictors,
-                work.pairs,
-                request.data,
-                reduce_zero_label=_reduces_zero_label(request, work),
-                on_image=progress.advance,
-            )
+        with progress.stage("evaluate"):
+            evaluation, strips = _evaluated(request, work, folder, predictor, progress)
         rows = with_scores(rows, evaluation)
         gate, lost = gate_from_rows(rows, model.classes, request.max_drop)
         work.warnings += left_out_lines("validation", evaluation.skipped)
@@ -65,6 +61,37 @@ def measured(
     report["calibration"] = _calibration_record(work)
     report["parity"] = None if work.parity is None else asdict(work.parity)
     return report, strips, gate
+
+
+def _evaluated(
+    request: ExportRequest,
+    work: Work,
+    folder: Path,
+    reference: TorchPredictor,
+    progress: Progress,
+) -> tuple[Evaluation, list[Strip]]:
+    """Every form of the bundle beside PyTorch, whose labels are kept if that was asked for."""
+    with contextlib.ExitStack() as stack:
+        first: Predictor = reference
+        on_image: OnImage = progress.advance
+        if request.keep_reference:
+            path = folder / FILE_NAME
+            recorder = stack.enter_context(
+                reference_kept(reference, work.pairs, path, then=on_image)
+            )
+            first, on_image = recorder, recorder.on_image
+        forms = onnx_forms(folder, work.files)
+        evaluation, strips = scored(
+            scored_model(work.loaded, work.input),
+            stack.enter_context(open_predictors(forms, first)),
+            work.pairs,
+            request.data,
+            reduce_zero_label=_reduces_zero_label(request, work),
+            on_image=on_image,
+        )
+    if request.keep_reference:
+        work.add(folder, FILES_KEY, FILE_NAME)
+    return evaluation, strips
 
 
 def left_out_lines(part: str, skipped: Sequence[str]) -> list[str]:
@@ -151,4 +178,5 @@ def bundle_of(request: ExportRequest, work: Work, gate: Gate | None, created: st
         gate=gate,
         warnings=tuple(work.warnings),
         versions=package_versions(),
+        build=BuildHints(work.target.name, work.fp32_nodes),
     )

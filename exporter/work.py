@@ -14,12 +14,14 @@ from engines.images import sha256_of_file
 from exporter.load import LoadedModel
 from exporter.onnx_graph import GraphSpec
 from exporter.parity import ParityRecord
+from exporter.targets import Target
 
 
 @dataclass
 class Work:
     """What the stages have made so far."""
 
+    target: Target
     loaded: LoadedModel
     input: InputSpec
     spec: GraphSpec
@@ -27,6 +29,7 @@ class Work:
     calib: tuple[CalibrationImage, ...]
     warnings: list[str]
     files: dict[str, FileInfo] = field(default_factory=dict)
+    fp32_nodes: tuple[str, ...] = ()  # those that overflow FP16
     parity: ParityRecord | None = None
     ranges: Ranges | None = None
     quantized: QuantizeRecord | None = None

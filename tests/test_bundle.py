@@ -10,6 +10,7 @@ import pytest
 from tiny_models import bundle_document, tiny_bundle, write_document
 
 from engines.bundle import (
+    BuildHints,
     Bundle,
     FileInfo,
     Gate,
@@ -81,6 +82,41 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     write_bundle_json(bundle, tmp_path)
     assert bundle_from_folder(tmp_path) == bundle
     assert [path.name for path in tmp_path.glob("*bundle.json*")] == ["bundle.json"]
+
+
+def test_a_bundle_of_an_older_export_has_no_build_hints(tmp_path: Path) -> None:
+    document = bundle_document()
+    assert "build" not in document
+    assert bundle_from_folder(write_document(document, tmp_path / "older")).build is None
+    write_document({**document, "build": None}, tmp_path / "none")
+    assert bundle_from_folder(tmp_path / "none").build is None
+
+
+def test_build_hints_are_read_and_written(tmp_path: Path) -> None:
+    hints = {"target": "jetpack5", "fp32_nodes": ["/net/norm/Pow", "/net/정규화/Div"]}
+    write_document({**bundle_document(), "build": hints}, tmp_path)
+    bundle = bundle_from_folder(tmp_path)
+    assert bundle.build == BuildHints("jetpack5", ("/net/norm/Pow", "/net/정규화/Div"))
+    write_bundle_json(bundle, tmp_path)
+    written = json.loads((tmp_path / "bundle.json").read_text(encoding="utf-8"))
+    assert written["build"] == hints
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ([], r"\[\] \(list\) as build .*an object"),
+        ({"target": "any"}, "without 'build.fp32_nodes'"),
+        ({"target": 5, "fp32_nodes": []}, r"5 \(int\) as build.target"),
+        ({"target": "any", "fp32_nodes": "x"}, "as build.fp32_nodes .*a list"),
+        ({"target": "any", "fp32_nodes": ["a", 1]}, r"as build.fp32_nodes\[1\]"),
+        ({"target": "any", "fp32_nodes": ["a\n"]}, "without control characters"),
+    ],
+)
+def test_build_hints_of_another_form_are_refused(build: Any, message: str, tmp_path: Path) -> None:
+    write_document({**bundle_document(), "build": build}, tmp_path)
+    with pytest.raises(BundleError, match=message):
+        bundle_from_folder(tmp_path)
 
 
 def test_korean_class_names_stay_readable_in_the_file(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_the_bundle_holds_these_files_and_their_recorded_hashes(bundle: Path) ->
         "fp32": "model.onnx",
         "int8": "model.int8.onnx",
         "fp16": "model.fp16.onnx",
+        "int8_fp16": "model.int8.fp16.onnx",
         "ranges": "ranges.json",
         "calibration_cache": "calibration.cache",
     }
@@ -135,7 +136,7 @@ def test_no_folder_is_more_private_than_others_of_the_user(lab: Path, bundle: Pa
 
 def test_every_form_was_measured(bundle: Path) -> None:
     report = report_of(bundle)
-    names = ["PyTorch FP32", "ONNX FP32", "ONNX FP16", "ONNX INT8"]
+    names = ["PyTorch FP32", "ONNX FP32", "ONNX FP16", "ONNX INT8", "ONNX INT8+FP16"]
     assert [row["form"] for row in report["rows"]] == names
     for row in report["rows"]:
         assert row["error"] is None
@@ -160,7 +161,8 @@ def test_the_bundle_runs_where_there_is_only_numpy_and_onnxruntime(
         "class Blocked:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        top = name.partition('.')[0]\n"
-        "        if top not in {*sys.stdlib_module_names, 'numpy', 'onnxruntime', 'engines'}:\n"
+        "        here = {'numpy', 'onnxruntime', 'engines', 'tensorrt', 'tensorrt_rtx'}\n"
+        "        if top not in {*sys.stdlib_module_names, *here}:\n"
         "            raise ImportError(f'{name} is blocked')\n"
         "sys.meta_path.insert(0, Blocked())\n"
         "from pathlib import Path\n"
@@ -338,7 +340,7 @@ def test_only_the_precisions_asked_for_are_written(
     result = export_tiny(lab, tmp_path / "out", *options)
     assert result.exit_code == 0, result.stderr
     keys = {"fp32"} | ({"fp16"} if fp16 else set())
-    keys |= {"int8", "ranges", "calibration_cache"} if int8 else set()
+    keys |= {"int8", "int8_fp16", "ranges", "calibration_cache"} if int8 else set()
     assert set(bundle_from_folder(tmp_path / "out").files) == keys
     assert ("--calib without --int8 has no effect" in result.stderr) != int8
 
@@ -558,9 +560,10 @@ def test_the_demo_becomes_a_verified_int8_bundle(tmp_path: Path) -> None:
     options = ["--int8", "--calib", demo, "--val", demo, "--out", tmp_path / "out"]
     result = run_cli("export", *checkpoint, *options)
     assert result.exit_code == 0, result.stderr
-    torch_row, fp32, int8 = report_of(tmp_path / "out")["rows"]
+    torch_row, fp32, int8, int8_fp16 = report_of(tmp_path / "out")["rows"]
     assert torch_row["miou"] > 60
     assert abs(fp32["miou"] - torch_row["miou"]) < 0.5
     assert fp32["agreement"] > 99.99
     assert int8["agreement"] > 97
+    assert int8_fp16["agreement"] > 97
     assert bundle_from_folder(tmp_path / "out").classes == ("background", "crop", "weed")

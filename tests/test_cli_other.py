@@ -79,7 +79,7 @@ def test_a_bundle_a_checkpoint_and_a_graph_get_the_scores_of_the_export(
     exported = {row["form"]: row["miou"] for row in report_of(lab / "full")["rows"]}
     (tmp_path / "names.txt").write_text("\n".join(CLASSES), encoding="utf-8")
     for target, options, forms in (
-        ("full", [], ["ONNX FP32", "ONNX FP16", "ONNX INT8"]),
+        ("full", [], ["ONNX FP32", "ONNX FP16", "ONNX INT8", "ONNX INT8+FP16"]),
         ("tiny.pth", ["--size", "64x64"], ["PyTorch FP32"]),
         ("full/model.int8.onnx", ["--classes", tmp_path / "names.txt"], ["ONNX INT8"]),
     ):
@@ -478,7 +478,9 @@ def test_an_export_on_narrow_wide_and_dumb_terminals(
     assert (code, same) == (0, True)
     assert "gate passed" in shown
     for row in report_of(tmp_path / "out")["rows"]:  # nothing is cut off where it is narrow
-        assert re.search(rf"{row['form']} +{row['miou']:.2f}.* {row['file_mb']:.1f}\s", shown)
+        assert re.search(
+            rf"{re.escape(row['form'])} +{row['miou']:.2f}.* {row['file_mb']:.1f}\s", shown
+        )
     assert ("\x1b[" in shown) == (term != "dumb")
 
 

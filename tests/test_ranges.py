@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +11,13 @@ import onnxruntime
 import pytest
 from small_graphs import block_model, model_from_text, random_images, saved
 
-from calibration.ranges import (
-    Method,
-    Ranges,
-    TensorRange,
-    ranges_from_images,
-    ranges_from_json,
-    ranges_to_json,
-)
+from calibration.ranges import Method, Ranges, TensorRange, ranges_from_images
+from calibration.ranges_json import ranges_from_json, ranges_to_json
 from engines.errors import BundleError, ConfigError, DatasetError, GraphError, InputError
 
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
-SOURCES = {"image", "normed", "mixed", "sum", "halved"}
+SOURCES = {"normed", "mixed", "sum", "halved"}
+WRITTEN = {"q", "reduced", "projected", "wide", "fused"}
 
 # The image's first channel goes through `body` from x to y, between two layers that stay in float.
 SCALAR = """
@@ -49,9 +45,12 @@ def _image(*values: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ranges_cover_the_quantized_tensors_and_the_image(method: Method, tmp_path: Path) -> None:
+def test_ranges_cover_the_tensors_that_int8_layers_read_and_write(
+    method: Method, tmp_path: Path
+) -> None:
     ranges = ranges_from_images(saved(block_model(), tmp_path), random_images(3), method=method)
     assert set(ranges.tensors) == SOURCES
+    assert set(ranges.implicit) == WRITTEN | {"sr_columns", "sr_map"}
     assert (ranges.method, ranges.images) == (method, 3)
 
 
@@ -59,15 +58,20 @@ def test_ranges_cover_the_quantized_tensors_and_the_image(method: Method, tmp_pa
 def test_the_extremes_are_those_of_the_activations(method: Method, tmp_path: Path) -> None:
     model, images = block_model(), random_images(4)
     ranges = ranges_from_images(saved(model, tmp_path), images, method=method)
-    names = sorted(SOURCES - {"image"})
+    names = sorted(SOURCES | WRITTEN)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     for name, values in zip(names, session.run(names, {"image": np.stack(images)}), strict=True):
-        assert ranges.tensors[name].min == pytest.approx(values.min(), rel=1e-5)
-        assert ranges.tensors[name].max == pytest.approx(values.max(), rel=1e-5)
-        assert 0 < ranges.tensors[name].amax <= np.abs(values).max() * 1.00001
+        found = {**ranges.tensors, **ranges.implicit}[name]
+        assert found.min == pytest.approx(values.min(), rel=1e-5)
+        assert found.max == pytest.approx(values.max(), rel=1e-5)
+        assert 0 < found.amax <= np.abs(values).max() * 1.00001
+        if name in WRITTEN:  # by the largest magnitude, whatever the method
+            assert found.amax == pytest.approx(np.abs(values).max(), rel=1e-5)
+    # A Transpose and a Reshape move values and leave their range.
+    assert ranges.implicit["sr_columns"] == ranges.implicit["sr_map"] == ranges.tensors["normed"]
 
 
 def test_minmax_takes_the_larger_magnitude_of_all_images(tmp_path: Path) -> None:
@@ -75,7 +79,6 @@ def test_minmax_takes_the_larger_magnitude_of_all_images(tmp_path: Path) -> None
     images = [_image(90, 100, 110, 120), _image(0, 100, 100, 100)]
     ranges = ranges_from_images(path, images, method="minmax")
     assert ranges.tensors["y"] == TensorRange(-100.0, 20.0, 100.0)
-    assert ranges.tensors["image"] == TensorRange(0.0, 120.0, 120.0)
 
 
 def test_the_percentile_is_taken_over_all_images_together(tmp_path: Path) -> None:
@@ -166,13 +169,20 @@ def test_a_missing_and_a_damaged_file_are_errors(tmp_path: Path) -> None:
 RANGES = Ranges(
     "percentile",
     12,
-    {"image": TensorRange(0.0, 255.0, 255.0), "/a/MatMul: 1": TensorRange(-1.5, 0.1, 1.25)},
+    {"normed": TensorRange(0.0, 255.0, 255.0), "/a/MatMul: 1": TensorRange(-1.5, 0.1, 1.25)},
     99.999,
+    {"q": TensorRange(-3.0, 2.0, 3.0)},
 )
 
 
 def test_ranges_survive_json() -> None:
     assert ranges_from_json(ranges_to_json(RANGES)) == RANGES
+
+
+def test_a_ranges_file_of_before_the_implicit_ones_is_read() -> None:
+    record = json.loads(ranges_to_json(RANGES))
+    del record["implicit"]
+    assert ranges_from_json(json.dumps(record)) == dataclasses.replace(RANGES, implicit={})
 
 
 @pytest.mark.parametrize(
@@ -194,6 +204,8 @@ def test_ranges_survive_json() -> None:
         ({"tensors": {"x": {"min": 0, "max": 10**400, "amax": 1}}}, "x.max = 1000"),
         ({"tensors": {"x": {"min": "0", "max": 1, "amax": 1}}}, "x.min = 0"),
         ({"percentile": "high"}, "percentile = high"),
+        ({"implicit": ["q"]}, r"implicit \['q'\]"),
+        ({"implicit": {"q": {"min": 0, "max": 1, "amax": -1}}}, "tensor q .*amax -1"),
     ],
 )
 def test_a_ranges_file_that_was_altered_is_refused(change: dict[str, object], match: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ def _ranges(**amax: float) -> Ranges:
 
 def test_a_cache_holds_the_scales_as_big_endian_float32() -> None:
     # 127 -> 1.0 = 0x3f800000; 1 -> 1/127 = 0x3c010204; 190.5 -> 1.5 = 0x3fc00000
-    ranges = _ranges(image=127.0, normed=1.0, **{"/a/Add: x": 190.5})
-    assert calibration_cache_from_ranges(ranges) == (
-        "TRT-8601-EntropyCalibration2\nimage: 3f800000\nnormed: 3c010204\n/a/Add: x: 3fc00000\n"
+    ranges = _ranges(mixed=127.0, normed=1.0)
+    written = _ranges(**{"/a/Add: x": 190.5}).tensors
+    assert calibration_cache_from_ranges(dataclasses.replace(ranges, implicit=written)) == (
+        "TRT-8601-EntropyCalibration2\nmixed: 3f800000\nnormed: 3c010204\n/a/Add: x: 3fc00000\n"
     )
 
 

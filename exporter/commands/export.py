@@ -20,8 +20,9 @@ from exporter.commands.options import (
     load_options,
     load_options_from,
 )
-from exporter.commands.show import show_report
+from exporter.commands.show import show_engine, show_report
 from exporter.request import ExportRequest, GraphOptions, calibration_source
+from exporter.targets import TARGETS, opset_for, target_named
 
 EXAMPLES = """
 \b
@@ -29,6 +30,18 @@ Examples:
   riceseg export --checkpoint best.pth --int8 --calib data --val data
   riceseg export --model segformer-b0 --dataset ade20k --fp16
   riceseg export --checkpoint best.pth --size 384x640 --dynamic-batch 1:4:8
+  riceseg export --checkpoint best.pth --target jetpack5 --fp16
+  riceseg export --checkpoint best.pth --fp16 --val data --keep-reference
+  riceseg export --checkpoint best.pth --fp16 --target rtx --engine
+
+
+--target chooses what the graphs are written for:
+  jetpack5  TensorRT 8.5: opset 16, LayerNorm taken apart and held in FP32
+  jetpack6  TensorRT 10.3: opset 17
+  jetpack7, desktop, rtx   opset 17; INT8 also with its rest in FP16, for
+            TensorRT 11 and TensorRT-RTX keep to the types in the file
+  cpu       ONNX Runtime
+  Without it: opset 17 and both INT8 files, for TensorRT from 8.6 on.
 """
 
 
@@ -71,7 +84,8 @@ Examples:
     "--output", type=click.Choice(["labels", "logits", "both"]), default="labels", show_default=True
 )
 @click.option("--dynamic-batch", type=BatchRange(), help="Free batch size.  [default: fixed, 1]")
-@click.option("--opset", type=int, default=17, show_default=True)
+@click.option("--target", type=click.Choice(list(TARGETS)), help="The device; see below.")
+@click.option("--opset", type=int, help="ONNX opset.  [default: 17; 16 for jetpack5]")
 @click.option(
     "--max-drop",
     type=Number(-100, 100),
@@ -82,27 +96,47 @@ Examples:
 @click.option(
     "--runs", type=click.IntRange(1), default=20, show_default=True, help="Timed runs of each form."
 )
+@click.option(
+    "--keep-reference",
+    is_flag=True,
+    help="Store PyTorch's labels of the --val images, to compare with on a device without torch.",
+)
+@click.option(
+    "--engine",
+    is_flag=True,
+    help="Then build TensorRT engines for this machine; with --target rtx, for every RTX GPU.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @load_options
 @data_options
 def export(**values: Any) -> None:
     """Turn a checkpoint into a verified bundle: ONNX, FP16, INT8, scores and report."""
+    from exporter.engines_here import check_engines_here, engines_of_bundle
     from exporter.export import export_bundle
     from exporter.live import progress_for
 
     progress = progress_for(sys.stderr)
-    _check_data_options(values)
+    _check_options(values)
+    if values["engine"]:
+        check_engines_here(target_named(values["target"]))
     checkpoint = values["checkpoint"] or _published(values["model"], values["dataset"], progress)
-    result = export_bundle(_request(values, checkpoint), progress)
+    request = _request(values, checkpoint)
+    result = export_bundle(request, progress)
     show_report(result.report, result.folder)
     if result.gate is not None and not result.gate.passed:
         raise GateError(
             f"mIoU fell by {result.gate.drop:.2f} points, at most {result.gate.max_drop:.2f} "
             f"allowed; the bundle in {result.folder} is kept and marked as failed"
+            + ("; no engine was built" if values["engine"] else "")
         )
+    if values["engine"]:
+        for record in engines_of_bundle(result.folder, request, progress):
+            show_engine(record)
 
 
-def _check_data_options(values: dict[str, Any]) -> None:
+def _check_options(values: dict[str, Any]) -> None:
+    """What can be told before the checkpoint is fetched or read."""
+    opset_for(target_named(values["target"]), values["opset"])
     if values["int8"]:
         calibration_source(values["calib"])
     if values["val_masks"] is not None and values["val"] is None:
@@ -130,6 +164,8 @@ def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
         ),
         int8=values["int8"],
         fp16=values["fp16"],
+        target=values["target"],
+        keep_reference=values["keep_reference"],
         method=values["calibrator"],
         percentile=values["percentile"],
         max_drop=values["max_drop"],

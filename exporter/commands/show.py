@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from engines.progress import printable
 from exporter.live import scores_table
+
+if TYPE_CHECKING:
+    from engines.trt.build import BuildRecord
 
 FEWEST_COLUMNS = 80
 
@@ -36,6 +39,13 @@ def show_report(report: Mapping[str, Any], folder: Path | None) -> None:
                 click.echo(f"  lost: {printable(lost)}")
     if folder is not None:
         click.echo(f"report: {folder / 'report.html'}")
+
+
+def show_engine(record: BuildRecord) -> None:
+    """Where an engine is, its size and how long it took."""
+    path, log = printable(str(record.path)), printable(str(record.log_path))
+    click.echo(f"engine: {path} ({record.engine_bytes / 1e6:.1f} MB, {record.seconds:.0f} s)")
+    click.echo(f"  log: {log}")
 
 
 def show_facts(facts: Mapping[str, object]) -> None:
