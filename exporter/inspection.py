@@ -12,22 +12,26 @@ from engines.bundle import bundle_from_folder
 from engines.bundle_fields import FILE_NAME
 from engines.errors import CheckpointError
 from engines.images import sha256_of_file
+from engines.trt.build import FOLDER as ENGINES
+from engines.trt.engine_file import SUFFIX, header_from_engine
 
 Facts = dict[str, object]
 
 
 def facts_about(target: Path) -> Facts:
-    """Raises BundleError, GraphError or CheckpointError, each with what was found instead."""
+    """Raises the error of its kind (BundleError, GraphError, EngineError, CheckpointError)."""
     if not target.exists():
         raise CheckpointError(
             f"{target}, which does not exist",
-            expected="a checkpoint, an ONNX file or a bundle",
+            expected="a checkpoint, an ONNX file, an engine or a bundle",
             do="check the path",
         )
     if target.is_dir() and (target / FILE_NAME).is_file():
         return _bundle_facts(target)
     if target.suffix == ".onnx":
         return _graph_facts(target)
+    if target.suffix == SUFFIX:
+        return _engine_facts(target)
     return _checkpoint_facts(target)
 
 
@@ -50,6 +54,7 @@ def _bundle_facts(folder: Path) -> Facts:
         "opset": bundle.opset,
         "files": [f"{key} {info.file} ({info.bytes / 1e6:.1f} MB)"
                   for key, info in bundle.files.items()],
+        "engines": [path.name for path in sorted((folder / ENGINES).glob(f"*{SUFFIX}"))],
         "gate": verdict,
         "warnings": list(bundle.warnings),
     }  # fmt: skip
@@ -68,6 +73,34 @@ def _graph_facts(path: Path) -> Facts:
         "precision": _precision(model, counts),
         "nodes": len(model.graph.node),
         "operators": [f"{name} {count}" for name, count in counts.most_common()],
+    }
+
+
+def _engine_facts(path: Path) -> Facts:
+    """What the header says; whether TensorRT takes the rest, only a GPU can tell."""
+    header = header_from_engine(path)
+    capability = header.compute_capability
+    number = "" if capability is None else f" ({capability[0]}.{capability[1]})"
+    options = {
+        "version compatible": header.version_compatible,
+        "hardware compatible": header.hardware_compatible,
+        "without weights": header.stripped,
+        f"DLA core {header.dla}": header.dla is not None,
+    }
+    return {
+        "kind": "TensorRT engine",
+        "precision": header.precision,
+        "built by": f"{header.runtime} {header.runtime_version}",
+        "for": f"{header.gpu_name or 'any GPU from Ampere on'}{number}, {header.platform}",
+        "CUDA": header.cuda_version,
+        "JetPack": header.jetpack,
+        "power mode": header.power_mode,
+        "created": header.created,
+        "from": f"{header.onnx_file} ({header.onnx_sha256[:12]})",
+        "options": [name for name, chosen in options.items() if chosen],
+        "plan": f"{header.plan_bytes / 1e6:.1f} MB ({header.plan_sha256[:12]})",
+        "riceseg": header.riceseg,
+        "notes": list(header.notes),
     }
 
 

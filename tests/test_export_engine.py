@@ -16,7 +16,7 @@ import engines.trt.build
 from engines.bundle import bundle_from_folder
 from engines.errors import DeviceError, EngineError
 from engines.trt.engine_file import header_from_engine
-from tests.tiny_segformer import error_of, export_tiny, write_lab
+from tests.tiny_segformer import error_of, export_tiny, run_cli, write_lab
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,10 @@ def test_an_rtx_engine_is_built_ahead_of_time_for_each_precision(
     for path in found:
         assert f"engine: {path} (" in result.stdout
         assert path.with_suffix(".log").exists()
+    shown = run_cli("inspect", found[0]).stdout
+    for text in ("TensorRT engine", "fp16", "TensorRT-RTX 1.7.1", "any GPU from Ampere on"):
+        assert text in shown
+    assert found[0].name in run_cli("inspect", tmp_path / "out").stdout
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from exporter.commands.show import show_facts
 @click.argument("target", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def inspect(target: Path, as_json: bool) -> None:
-    """Say what a checkpoint, an ONNX file or a bundle is."""
+    """Say what a checkpoint, an ONNX file, an engine or a bundle is."""
     from exporter.inspection import facts_about
 
     facts = facts_about(target)
