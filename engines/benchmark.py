@@ -191,6 +191,8 @@ def _engine_result(options: argparse.Namespace) -> Benchmark:
             gpu_memory_mb=predictor.device_memory_bytes() / 1e6,
             notes=[*predictor.notes, *(result.notes or [])],
             **split,
+            # Last: an execution context that is profiled must not run while something is timed.
+            fusion=predictor.fusion(batch),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping, Sequence, Tuple
 
+from engines.fusion_text import fusion_line, fusion_notes
 from engines.report import (
     COLUMNS,
     NOT_MEASURED,
@@ -47,6 +48,9 @@ def text_of_report(report: Mapping[str, Any]) -> str:
         parts += [f"## {title}", _table_of_rows(rows, keys.split())]
         if title in _FOOTNOTES:
             parts.append(_FOOTNOTES[title])
+    layers = _layer_lines(rows)
+    if layers:
+        parts += ["## Layers of the engines", layers]
     with_classes = [row for row in rows if any(value is not None for value in row["iou"] or ())]
     if with_classes:
         parts += ["## IoU of each class", _class_table(full["classes"], with_classes)]
@@ -99,6 +103,16 @@ def _table_of_rows(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> st
     if missing:
         parts.append(f"{NOT_MEASURED.capitalize()}: {', '.join(missing)}.")
     return "\n\n".join(parts)
+
+
+def _layer_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What fused in each engine, and what of it could not be told."""
+    lines: List[str] = []
+    for row in rows:
+        told = fusion_line(row["fusion"] or {})
+        lines += [f"{row['form']}: {told}"] if told else []
+        lines += [f"{row['form']}: {note}" for note in fusion_notes(row["fusion"] or {})]
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
 def _class_table(classes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -31,7 +31,8 @@ class Benchmark:
     size so far, in 1e6 bytes, with the Python interpreter and the libraries; `gpu_memory_mb` what
     the engine and its buffers hold. `power_w` is the mean of `power_source` while calls followed
     each other without a pause, `energy_mj` what one image took of it. `notes` say what was not as
-    it could be, such as a sensor that failed. `threads` None: the runtime chose.
+    it could be, such as a sensor that failed. `threads` None: the runtime chose. `fusion` is
+    what an engine's layers tell (`engines.trt.fusion.fusion_from_layers`).
     """
 
     latency_p50_ms: float
@@ -56,6 +57,7 @@ class Benchmark:
     temperature_c: Optional[float] = None
     throttled: Optional[bool] = None
     notes: Optional[List[str]] = None
+    fusion: Optional[Dict[str, Any]] = None
 
 
 def benchmark_predictor(

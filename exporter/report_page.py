@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.fusion_text import fusion_line, fusion_notes
 from engines.report import ALWAYS_SHOWN, measured_columns
 from exporter.strips import Strip, uris_from_strips
 
@@ -36,7 +37,7 @@ def html_from_report(
             report=document,
             rows=rows,
             has_p99=any(row["latency_p99_ms"] is not None for row in rows),
-        extra=[column for column in measured_columns(rows) if column[1] not in IN_TEMPLATE],
+            extra=[column for column in measured_columns(rows) if column[1] not in IN_TEMPLATE],
             split=[row for row in rows if row["compute_ms"] is not None],
             reference=rows[0],
             latest=_latest(rows),
@@ -64,6 +65,8 @@ def page_environment() -> jinja2.Environment:
     )
     environment.filters["figure"] = figure_text
     environment.filters["facts"] = lambda record: list(_facts(record))
+    environment.filters["fusion_facts"] = lambda fusion: list(_fusion_facts(fusion))
+    environment.filters["slowest_layers"] = lambda fusion: list(_slowest_layers(fusion))
     return environment
 
 
@@ -130,6 +133,24 @@ def _ratio(ratio: float, less: str, more: str) -> str:
     if abs(ratio - 1) < 0.05:
         return "about the same"
     return f"{ratio:.1f}× {less}" if ratio > 1 else f"{1 / ratio:.1f}× {more}"
+
+
+def _fusion_facts(fusion: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What fused, in a line, then everything but the layers' times."""
+    line = fusion_line(fusion)
+    if line is not None:
+        yield "fused", line
+    rest = {key: value for key, value in fusion.items() if key not in ("slowest", "notes")}
+    yield from _facts(rest)
+    yield from (("note", note) for note in fusion_notes(fusion))
+
+
+def _slowest_layers(fusion: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Milliseconds, layer of the model and name of each; what does not fit is left out."""
+    layers = fusion.get("slowest")
+    for layer in layers if isinstance(layers, list) else []:
+        if isinstance(layer, dict) and isinstance(layer.get("ms"), (int, float)):
+            yield f"{layer['ms']:.3f}", str(layer.get("layer") or "–"), str(layer.get("name"))
 
 
 def _facts(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

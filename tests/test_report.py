@@ -338,6 +338,36 @@ def test_the_page_shows_what_a_board_tells(tmp_path: Path) -> None:
     assert "Power of TensorRT FP16: VDD_IN (ina3221)" in text
 
 
+def test_the_page_shows_what_fused_and_the_slowest_layers(tmp_path: Path) -> None:
+    fusion = {
+        "layers": 197,
+        "attention": {"found": 8, "fused": 6},
+        "layer_norms": {"found": 30, "fused": None},
+        "reformats": {"count": 12, "time_ms": 0.41, "percent": 6.125},
+        "slowest": [
+            {"name": "_gemm_mha_v2_myl0_4", "layer": "net.attn", "ms": 0.25},
+            {"name": "<b>", "layer": None, "ms": 0.125},
+            {"name": "no time"},
+            "no layer",
+        ],
+        "notes": ["<i>one</i>", "two"],
+    }
+    engine = {**measured_row("TensorRT FP16", 70.0, 10.0, 9.0), "fusion": fusion}
+    odd = {**measured_row("TensorRT INT8", 70.0, 10.0, 9.0), "fusion": {"slowest": 3}}
+    write_report(report(engine, odd), tmp_path)
+    html, text = page(tmp_path), text_of(page(tmp_path))
+    assert (
+        "Layers of TensorRT FP16 fused 6 of 8 attention blocks fused, how many of 30 LayerNorms "
+        "fused is not told, 12 reformat layers (0.41 ms, 6 %) layers 197"
+    ) in text
+    assert "layer norms: fused not recorded" in text
+    assert "reformats: time ms 0.41 reformats: percent 6.125" in text
+    assert "note &lt;i&gt;one&lt;/i&gt; note two" in text
+    assert "0.250 net.attn _gemm_mha_v2_myl0_4 0.125 – &lt;b&gt;" in text
+    assert html.count("The slowest layers") == 1
+    assert "no layer" not in text
+
+
 def test_the_page_of_a_report_without_a_board_has_no_empty_part_for_it(tmp_path: Path) -> None:
     write_report(report(), tmp_path)
     text = text_of(page(tmp_path))

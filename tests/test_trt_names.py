@@ -42,7 +42,8 @@ def weakly_typed(trt: TensorRt) -> bool:
 USES: dict[When, str] = {
     always: """
         Builder Runtime OnnxParser ILogger NetworkDefinitionCreationFlag DataType LayerType
-        ProfilingVerbosity MemoryPoolType BuilderFlag TensorIOMode
+        ProfilingVerbosity MemoryPoolType BuilderFlag TensorIOMode LayerInformationFormat IProfiler
+        LayerInformationFormat.JSON
         DataType.FLOAT DataType.HALF DataType.UINT8 DataType.itemsize LayerType.QUANTIZE
         ProfilingVerbosity.DETAILED MemoryPoolType.WORKSPACE TensorIOMode.INPUT
         Builder.create_network Builder.create_builder_config Builder.create_optimization_profile
@@ -63,7 +64,8 @@ USES: dict[When, str] = {
         ICudaEngine.get_tensor_shape ICudaEngine.get_tensor_dtype ICudaEngine.get_tensor_mode
         ICudaEngine.get_tensor_profile_shape
         IExecutionContext.set_input_shape IExecutionContext.set_tensor_address
-        IExecutionContext.execute_async_v3
+        IExecutionContext.execute_async_v3 IExecutionContext.profiler
+        ICudaEngine.create_engine_inspector EngineInspector.get_engine_information
     """,
     before_10: "NetworkDefinitionCreationFlag.EXPLICIT_BATCH ParserError.node",
     weakly_typed: """
@@ -75,6 +77,7 @@ USES: dict[When, str] = {
     TensorRt.has_implicit_int8: """
         IInt8EntropyCalibrator2 IBuilderConfig.int8_calibrator
         IBuilderConfig.set_calibration_profile
+        LayerType.SHUFFLE IConstantLayer IConstantLayer.weights
     """,
     TensorRt.has_progress_monitor: "IProgressMonitor IBuilderConfig.progress_monitor",
     TensorRt.has_node_errors: "ParserError.node_name ParserError.node_operator",
@@ -146,6 +149,10 @@ CALLS = {
     "IExecutionContext.set_input_shape": "name shape",
     "IExecutionContext.set_tensor_address": "name memory",
     "IExecutionContext.execute_async_v3": "stream_handle",
+    "ICudaEngine.create_engine_inspector": "",
+    "EngineInspector.get_engine_information": "format",
+    "IProfiler.__init__": "",
+    "IProfiler.report_layer_time": "layer_name ms",
     "Refitter.__init__": "engine logger",
     "Refitter.refit_cuda_engine": "",
     "OnnxParserRefitter.__init__": "refitter logger",
@@ -167,18 +174,19 @@ OURS_CALLED = {
     "ForwardingLogger": "ILogger",
     "BuildMonitor": "IProgressMonitor",
     "Calibrator": "IInt8EntropyCalibrator2",
+    "AddingProfiler": "IProfiler",
 }
 
 # Names that TensorRT has as well, but which mean files, arrays, lists or our own objects here.
 NOT_THEIRS = """
-    append clear destroy enqueue file float32 format free log logger message nbytes pop read
-    remove size start tensorrt uint8 update value warnings write
+    append clear destroy enqueue file float32 format free kind log logger max message nbytes pop
+    read remove size start tactic tensorrt uint8 update value warnings write
 """
 # Variables that hold an object of TensorRT, wherever engines/trt has them; an `engine` may also be
 # the path of one.
 HOLDERS = """
     builder config engine inspector layer module network parser profile refitter
-    _context _engine _runtime
+    _context _engine _inspector _runtime
 """
 LISTED = {name: when for when, text in USES.items() for name in text.split()}
 

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
+    from engines.fusion_text import built_line
     from engines.trt.build import engine_from_bundle, engine_from_onnx
 
     target: Path = options.target
@@ -79,6 +80,9 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
         f"{duration_text(record.seconds)}"
         + ("" if memory is None else f", peak memory {memory / 1e6:.0f} MB")
     )
+    fused = built_line(record.header.fusion)
+    if fused is not None:
+        print(fused)
     print(f"log: {printable(str(record.log_path))}")
     return 0
 

@@ -23,6 +23,7 @@ from engines.trt.bundle_choice import engine_name, onnx_key, options_from_bundle
 from engines.trt.config import check_options
 from engines.trt.engine_file import write_engine
 from engines.trt.engine_header import EngineHeader, platform_text
+from engines.trt.fusion import fusion_of_build
 from engines.trt.log import MessageLog, listening
 from engines.trt.memory import peak_host_bytes
 from engines.trt.options import BuildOptions, Calibration
@@ -178,6 +179,7 @@ def _header(work: Work, onnx_path: Path, plan: bytes) -> EngineHeader:
         plan_bytes=len(plan),
         riceseg=_own_version(),
         notes=tuple(work.notes),
+        fusion=fusion_of_build(work.nodes, work.log),
     )
 
 

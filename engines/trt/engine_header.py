@@ -30,13 +30,29 @@ AMPERE = (8, 0)
 
 
 @dataclass(frozen=True)
+class FusionCounts:
+    """Attention blocks and LayerNorms of the graph, and what the builder's log told of them.
+
+    `attention_recognised`: it called them self-attention, which is no promise; `..._fused`: one
+    layer of the engine holds all of it. None where the log does not tell.
+    """
+
+    attention_blocks: int
+    attention_recognised: Optional[int]
+    attention_fused: Optional[int]
+    layer_norms: int
+    layer_norms_fused: Optional[int]
+
+
+@dataclass(frozen=True)
 class EngineHeader:
     """What an engine file says of itself.
 
     `gpu_name` and `compute_capability` are None for an engine that is not tied to one GPU (built
     ahead of time by TensorRT-RTX). `dla` is the core it runs on. A `stripped` engine needs the
     weights of its ONNX file before it runs. `cuda_version` is the newest that the builder's driver
-    supports, `platform` the system and processor, "linux-aarch64".
+    supports, `platform` the system and processor, "linux-aarch64". `fusion` is None in files of
+    before it was there.
     """
 
     onnx_file: str
@@ -59,6 +75,7 @@ class EngineHeader:
     plan_bytes: int
     riceseg: str
     notes: Tuple[str, ...] = ()
+    fusion: Optional[FusionCounts] = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +221,23 @@ def header_from_json(text: bytes) -> EngineHeader:
         plan_bytes=root["plan_bytes"].integer(1, MAX_PLAN_BYTES),
         riceseg=root["riceseg"].text(),
         notes=tuple(note.text(2_000) for note in root["notes"].entries(0, 100)),
+        fusion=root["fusion"].or_none(_fusion) if "fusion" in root.record() else None,
+    )
+
+
+def _fusion(field: Field) -> FusionCounts:
+    def count(key: str) -> int:
+        return field[key].integer(0, 1_000_000)
+
+    def told(key: str) -> Optional[int]:
+        return field[key].or_none(lambda found: found.integer(0, 1_000_000))
+
+    return FusionCounts(
+        attention_blocks=count("attention_blocks"),
+        attention_recognised=told("attention_recognised"),
+        attention_fused=told("attention_fused"),
+        layer_norms=count("layer_norms"),
+        layer_norms_fused=told("layer_norms_fused"),
     )
 
 

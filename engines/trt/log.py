@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -25,6 +26,11 @@ SHOWN_ERRORS = 3
 # only messages that are not verbose go into the file.
 MAX_VERBOSE_BYTES = 32_000_000
 
+# Of a layer that the builder takes for a part of attention, and of all layers of a built engine
+# (TensorRT-RTX 1.7; the second also of TensorRT 10.10, NVIDIA/TensorRT issue 4397).
+_RECOGNISED = re.compile(r"Found (\S+) to be part of self-attention pattern")
+_LISTING = "Layers:\nName: "
+
 _log = logging.getLogger(__name__)
 
 
@@ -33,6 +39,8 @@ class MessageLog:
 
     A context manager that closes the file. `message` never raises, because TensorRT calls it from
     C++ that takes no exception; a file that cannot be written any more is told in `failure`.
+    `recognised` are the layers that a builder took for parts of attention, `listing` its list of
+    the engine's layers, "" if it wrote none.
     """
 
     def __init__(self, path: Optional[Path] = None) -> None:
@@ -40,6 +48,8 @@ class MessageLog:
         self.errors: Deque[str] = deque(maxlen=KEPT_ERRORS)
         self.warnings: Deque[str] = deque(maxlen=KEPT_ERRORS)
         self.failure: Optional[str] = None
+        self.recognised: List[str] = []
+        self.listing = ""
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._written = 0
@@ -52,6 +62,8 @@ class MessageLog:
                 self.errors.append(text)
             elif severity == WARNING:
                 self.warnings.append(text)
+            elif severity >= VERBOSE:
+                self._keep(text)
             if self._file is None or (severity >= VERBOSE and self._written > MAX_VERBOSE_BYTES):
                 return
             letter = _LETTERS[min(severity, VERBOSE)]
@@ -62,6 +74,15 @@ class MessageLog:
                 self.failure = f"the log {str(self.path)!r} is incomplete: {error}"
                 return
             self._written += len(line)
+
+    def _keep(self, text: str) -> None:
+        """What `engines.trt.fusion` reads, of a hundred thousand verbose messages."""
+        if text.startswith(_LISTING):
+            self.listing += text + "\n"
+        elif text.startswith("Found "):
+            found = _RECOGNISED.match(text)
+            if found is not None:
+                self.recognised.append(found[1])
 
     def close(self) -> None:
         with self._lock:

@@ -166,6 +166,12 @@ def precision_in(network: Any, tensorrt: TensorRt) -> str:
     return "fp16" if half else "fp32"
 
 
+def onnx_nodes(network: Any, tensorrt: TensorRt) -> Tuple[str, ...]:
+    """Names of the ONNX nodes that the network's layers were made of, as far as they are told."""
+    names = (name for layer in _layers(network) for name in _nodes_of(layer, tensorrt))
+    return tuple(dict.fromkeys(names))
+
+
 def hold_in_fp32(
     network: Any, tensorrt: TensorRt, *, nodes: Iterable[str], typed: bool
 ) -> Tuple[str, ...]:

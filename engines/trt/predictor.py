@@ -13,6 +13,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
+    Dict,
     Iterable,
     Iterator,
     List,
@@ -149,7 +150,7 @@ class TrtPredictor:
             raise EngineError(
                 f"{self.path.name!r}, which gives labels alone",
                 expected="an engine with the output 'logits'",
-                do="export with --logits and build the engine again",
+                do="export with --output both and build the engine again",
             )
         return self._in_pieces(
             batch,
@@ -178,6 +179,22 @@ class TrtPredictor:
 
         labels = self._in_pieces(batch, run)
         return labels, Timing(*parts, end_to_end_ms=(time.perf_counter() - started) * 1000.0)
+
+    def fusion(self, batch: Image, *, runs: int = 20) -> Dict[str, Any]:
+        """Fused attention blocks and LayerNorms, reformat layers, the slowest layers: see
+        `engines.trt.fusion.fusion_from_layers`.
+
+        Layers are timed in `runs` runs of the first `max_batch` images, in an execution context of
+        their own: other calls take as long as before. What cannot be told is a note, not an error.
+        """
+        from engines.trt.layer_audit import session_fusion
+
+        self._check_open()
+        check_batch(batch, self.input_hw, self.channels)
+        images = padded(batch[: self.max_batch], self.fixed_batch or 0)
+        with self._lock:
+            self._check_open()
+            return session_fusion(self._session, self._slot, images, runs)
 
     def stream(self, batches: Iterable[Image]) -> Iterator[Labels]:
         """`labels` of each batch, in order, with copies, computing and `batches` overlapped.

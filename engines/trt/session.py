@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engines.cuda.interface import Cuda
     from engines.trt.api import TensorRt
     from engines.trt.engine_header import EngineHeader
+    from engines.trt.layer_audit import LayerAudit
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,12 @@ class Session:
     def device_memory_bytes(self) -> int:
         """Activations and weights: the latter are taken to be as large as the plan."""
         return self.plan_bytes + self._tensorrt.activation_bytes(self._engine)
+
+    def audit(self) -> LayerAudit:
+        """The engine's inspector and profiler; to be closed before the session."""
+        from engines.trt.layer_audit import LayerAudit
+
+        return LayerAudit(self._tensorrt, self._engine, self.cuda)
 
     def close(self) -> None:
         """Release context, engine and stream; the slots must have been freed."""

@@ -21,6 +21,7 @@ from engines.trt.calibrator import (
     run_from_cache,
 )
 from engines.trt.config import BuildInputs, config_from_options
+from engines.trt.constant_scales import constant_scale_lines
 from engines.trt.engine_file import SUFFIX
 from engines.trt.log import MessageLog, errors_text
 from engines.trt.memory import check_memory, free_memory, memory_forecast, workspace_bytes
@@ -31,6 +32,7 @@ from engines.trt.network import (
     hold_in_fp32,
     largest_layer_bytes,
     network_from_onnx,
+    onnx_nodes,
     precision_in,
 )
 from engines.trt.options import BuildOptions, Calibration
@@ -39,7 +41,7 @@ from engines.trt.timing_cache import default_timing_cache, load_timing_cache, sa
 
 @dataclass
 class Work:
-    """What every stage of one build needs; `notes` go into the header."""
+    """What every stage of one build needs; `notes` go into the header, `nodes` are the graph's."""
 
     tensorrt: TensorRt
     options: BuildOptions
@@ -49,6 +51,7 @@ class Work:
     logger: Any
     warnings: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
+    nodes: Tuple[str, ...] = ()
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -73,6 +76,7 @@ def plan_from_onnx(work: Work, onnx_path: Path, out_path: Path) -> bytes:
             tensorrt, builder, onnx_path, logger=work.logger, errors=work.log.errors
         )
         found = checked_input(network, onnx_path, tensorrt)
+        work.nodes = onnx_nodes(network, tensorrt)
         batch = _batch_range(options, found)
         _check_precision(work, precision_in(network, tensorrt), onnx_path)
         workspace = _forecast(work, network, onnx_path, batch[2])
@@ -80,7 +84,7 @@ def plan_from_onnx(work: Work, onnx_path: Path, out_path: Path) -> bytes:
     monitor = None
     if tensorrt.has_progress_monitor():
         monitor = build_monitor(tensorrt, work.progress, interruption)
-    with _calibration(work, found, batch[1]) as run:
+    with _calibration(work, network, found, batch[1]) as run:
         inputs = BuildInputs(
             network_input=found,
             batch=batch,
@@ -212,7 +216,9 @@ def _hold(work: Work, network: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _calibration(work: Work, found: NetworkInput, batch: int) -> Iterator[Optional[CalibrationRun]]:
+def _calibration(
+    work: Work, network: Any, found: NetworkInput, batch: int
+) -> Iterator[Optional[CalibrationRun]]:
     """The calibrator's data for implicit INT8, else None."""
     calibration = work.options.calibration
     if not work.options.implicit_int8:
@@ -220,7 +226,8 @@ def _calibration(work: Work, found: NetworkInput, batch: int) -> Iterator[Option
         return
     if calibration is not None and calibration.cache is not None:
         work.notes.append(f"implicit INT8 from {calibration.cache.name}")
-        yield run_from_cache(cache_for(work.tensorrt, calibration.cache))
+        cache = cache_for(work.tensorrt, calibration.cache)
+        yield run_from_cache(cache + constant_scale_lines(network, work.tensorrt))
         return
     calibration = Calibration() if calibration is None else calibration
     work.notes.append(f"implicit INT8 calibrated on {len(calibration.images)} images")

@@ -54,6 +54,16 @@ class DataType(enum.Enum):
     INT64 = 8
 
 
+class LayerInformationFormat(enum.Enum):
+    ONELINE = 0
+    JSON = 1
+
+
+class IProfiler:
+    def report_layer_time(self, layer_name, ms):
+        raise NotImplementedError
+
+
 class TensorIOMode(enum.Enum):
     NONE = 0
     INPUT = 1
@@ -70,12 +80,16 @@ def plan_bytes(
     outputs=("labels",),
     tensors=None,
     stripped=False,
+    layers=(),
+    times=(),
     refuses=(),
 ):
     """A plan of the fake. `batch` is a number, or (smallest, usual, largest) where it is free.
 
     `tensors` replaces [name, "INPUT" or "OUTPUT", dtype, shape] of all inputs and outputs.
-    `refuses` names what fails: "deserialize", "context", "execute", "capture", "shape".
+    `layers` is what the inspector lists, `times` [layer name, ms] what a profiler is told of a run.
+    `refuses` names what fails: "deserialize", "context", "execute", "capture", "shape", "inspect",
+    "second context", "profile".
     """
     size = -1 if isinstance(batch, tuple) else batch
     made = {
@@ -89,6 +103,8 @@ def plan_bytes(
         "profile": list(batch) if isinstance(batch, tuple) else [batch] * 3,
         "step": step,
         "stripped": stripped,
+        "layers": list(layers),
+        "times": list(times),
         "refuses": list(refuses),
     }
     return json.dumps(plan).encode("utf-8")
@@ -140,6 +156,7 @@ def fake_tensorrt(cuda, version="10.3.0"):
             super().__init__()
             self.plan, self.logger, self.refittable = plan, logger, plan["stripped"]
             self.num_io_tensors = len(plan["tensors"])
+            self.contexts = 0
             self.weights = not plan["stripped"]
             if major < 11:
                 self.device_memory_size = 5_000_000
@@ -169,12 +186,34 @@ def fake_tensorrt(cuda, version="10.3.0"):
         def create_execution_context(self):
             assert cuda.is_current(), "no CUDA context on this thread"
             cuda.note("create_context")
-            if "context" in self.plan["refuses"]:
+            self.contexts += 1
+            refusals = ["context"] + (["second context"] if self.contexts > 1 else [])
+            if any(refusal in self.plan["refuses"] for refusal in refusals):
                 self.logger.log(Severity.ERROR, "OutOfMemory: cannot allocate 5000000 bytes")
                 return None
             return IExecutionContext(self)
 
+        def create_engine_inspector(self):
+            assert cuda.is_current(), "no CUDA context on this thread"
+            if "inspect" in self.plan["refuses"]:
+                self.logger.log(Severity.ERROR, "createEngineInspector: not supported")
+                return None
+            return EngineInspector(self)
+
+    class EngineInspector(Native):
+        def __init__(self, engine):
+            super().__init__()
+            self.engine = engine
+
+        def get_engine_information(self, format):
+            assert format is LayerInformationFormat.JSON
+            layers = json.dumps({"Layers": self.engine.plan["layers"], "Bindings": ["image"]})
+            # As the real one: control characters stand bare in its text.
+            return layers.replace("\\u001f", "\x1f").replace("\\u001e", "\x1e")
+
     class IExecutionContext(Native):
+        profiler = None
+
         def __init__(self, engine):
             super().__init__()
             self.engine, self.addresses, self.ran = engine, {}, False
@@ -214,6 +253,11 @@ def fake_tensorrt(cuda, version="10.3.0"):
                 return self._refused("executeAsync: CUDA error 700, illegal memory access")
             if stream.recording is not None and not (self.ran and "capture" not in plan["refuses"]):
                 return self._refused("executeAsync: operation not permitted while capturing")
+            if self.profiler is not None:
+                if "profile" in plan["refuses"] or stream.recording is not None:
+                    return self._refused("executeAsync: cannot be profiled")
+                for name, ms in plan["times"]:
+                    self.profiler.report_layer_time(name, ms)
             self.ran = True
             shape, addresses, step = self.shape, dict(self.addresses), plan["step"]
             classes = self.engine.get_tensor_shape("logits")[1] if "logits" in addresses else 0
@@ -263,6 +307,9 @@ def fake_tensorrt(cuda, version="10.3.0"):
         Logger=Logger,
         DataType=DataType,
         TensorIOMode=TensorIOMode,
+        LayerInformationFormat=LayerInformationFormat,
+        IProfiler=IProfiler,
+        EngineInspector=EngineInspector,
         Runtime=Runtime,
         ICudaEngine=ICudaEngine,
         IExecutionContext=IExecutionContext,

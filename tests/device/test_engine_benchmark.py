@@ -70,6 +70,24 @@ def test_an_engine_is_timed_with_its_parts_and_the_board(gpu, tmp_path, capsys):
     assert gpu.leaks() == []
 
 
+def test_the_layers_are_audited_after_all_that_is_timed(gpu, tmp_path, capsys):
+    plan = {"layers": [{"Name": "a", "LayerType": "Reformat"}], "times": [["a", 2.0]]}
+    found = answer(capsys, engine_file(tmp_path, **plan), "--runs", 2, "--warmup", 0)[1]
+    assert found["fusion"]["reformats"] == {"count": 1, "time_ms": 2.0, "percent": 100.0}
+    # Once for the predictor, and once more, after the last launch, for the audit.
+    names = gpu.names("create_context", "launch")
+    assert names.count("create_context") == 2
+    assert names[-1] == "create_context"
+
+
+def test_an_audit_that_fails_costs_no_figure(gpu, tmp_path, capsys):
+    code, found = answer(capsys, engine_file(tmp_path, refuses=["inspect"]), "--runs", 1)
+    assert (code, found["compute_ms"]) == (0, pytest.approx(10.0))
+    assert found["fusion"]["notes"] == [
+        "the layers are not told: an engine without an engine inspector"
+    ]
+
+
 def test_a_free_batch_is_what_was_asked_for_and_a_fixed_one_what_it_is(gpu, tmp_path, capsys):
     free = engine_file(tmp_path, "free.engine", batch=(1, 1, 8))
     assert answer(capsys, free, "--runs", 1, "--batch", 8)[1]["batch"] == 8

@@ -14,6 +14,7 @@ from engines.progress import SilentProgress
 from engines.trt.api import tensorrt_from_module
 from engines.trt.build import BuildOptions, engine_from_onnx
 from engines.trt.engine_file import plan_from_engine
+from engines.trt.engine_header import FusionCounts
 
 FP16_GRAPH = [
     Layer("/Cast", "CAST"),
@@ -98,6 +99,25 @@ def test_a_precision_is_a_set_of_flags(site, version, precision, layers, flags):
     site.build(BuildOptions(precision), version, graph=Graph(fresh(layers)))
     assert site.config.flags == flags
     assert site.config.profiling_verbosity == site.module.ProfilingVerbosity.DETAILED
+
+
+@pytest.mark.parametrize("version", ["8.5.2", "8.6.1", "10.3.0"])
+def test_the_header_keeps_what_the_log_told_of_attention_and_norms(site, version):
+    nodes = ["/net/attn/MatMul", "/net/attn/Softmax", "/net/attn/MatMul_1"]
+    graph = Graph([Layer(node, node=node) for node in (*nodes, "/net/norm/LayerNormalization")])
+    record = site.build(BuildOptions("fp32"), version, graph=graph)
+    assert record.header.fusion == FusionCounts(1, None, None, 1, None)
+
+    def on_build(config, monitor):
+        metadata = "\x1f".join(f"[ONNX Layer: {node}]" for node in nodes)
+        site.module.logger.log(4, "Found /net/attn/Softmax to be part of self-attention pattern.")
+        site.module.logger.log(
+            4, f"Layers:\nName: _gemm_mha_v2_myl0_0, LayerType: kgen, Metadata: {metadata}\n"
+        )
+
+    record = site.build(BuildOptions("fp32"), version, graph=graph, on_build=on_build)
+    assert record.header.fusion == FusionCounts(1, 1, 1, 1, None)
+    assert plan_from_engine(site.out)[0].fusion == record.header.fusion
 
 
 def test_what_an_fp16_graph_computes_in_fp32_is_held_there(site):

@@ -222,6 +222,24 @@ def test_columns_are_straight_also_with_korean_names() -> None:
     ]
 
 
+def test_each_engine_has_a_line_about_its_layers() -> None:
+    report = export_report(80.0)
+    assert "Layers of the engines" not in text_of_report(report)
+    report["rows"][0]["fusion"] = {
+        "attention": {"found": 8, "fused": 6},
+        "layer_norms": {"found": 30, "fused": 18},
+        "reformats": {"count": 12, "time_ms": 0.41, "percent": 6.1},
+        "slowest": [{"name": "a", "layer": None, "ms": 1.0}],
+        "notes": ["1 compiled kernel moves | data"],
+    }
+    text = text_of_report(report)
+    assert (
+        "## Layers of the engines\n\n- PyTorch FP32: 6 of 8 attention blocks and 18 of 30 "
+        "LayerNorms fused, 12 reformat layers (0.41 ms, 6 %)\n"
+        "- PyTorch FP32: 1 compiled kernel moves \\| data\n"
+    ) in text
+
+
 def test_what_was_not_measured_is_named(tmp_path) -> None:
     report = export_report(80.0)
     report["machine"] = {"device": "Orin", "clocks": {"gpu_max_mhz": 918, "fixed": True}}
