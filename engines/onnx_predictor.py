@@ -20,7 +20,7 @@ from engines.batches import (
     pieces,
 )
 from engines.errors import ConfigError, GraphError, MissingPackageError
-from engines.evaluate import Prediction
+from engines.evaluation.evaluate import Prediction
 from engines.resize import Image, Labels, ResizeRule, labels_at_image_size
 
 if TYPE_CHECKING:

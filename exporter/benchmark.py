@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.benchmark import Benchmark, benchmark_predictor
 from engines.errors import CheckpointError
+from engines.speed.benchmark import Benchmark, benchmark_predictor
 
 
 def benchmark_checkpoint(

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.report import json_text, write_text
-from engines.report_merge import detail_columns, merged_columns, merged_markdown
+from engines.reports.merge import detail_columns, merged_columns, merged_markdown
+from engines.reports.report import json_text, write_text
 from exporter.report_page import page_environment
 
 TEMPLATE = "comparison.html.jinja"
 
 
 def write_comparison(merged: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes what `engines.report_merge.merged_report` made; returns the three paths.
+    """Writes what `engines.reports.merge.merged_report` made; returns the three paths.
 
     The page is self-contained, without scripts or network. Raises OutputError if a file cannot be
     written.

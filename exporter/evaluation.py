@@ -15,10 +15,10 @@ from engines.bundle import FileInfo, InputSpec, bundle_from_folder, bundle_path
 from engines.bundle_fields import FILE_NAME
 from engines.dataset import Pair, pairs_from_folder
 from engines.errors import CheckpointError, ConfigError, GraphError
-from engines.forms import Form, onnx_forms
 from engines.images import sha256_of_file
 from engines.onnx_predictor import OnnxPredictor
 from engines.progress import Progress
+from engines.speed.forms import Form, onnx_forms
 from exporter.checkpoint import Checkpoint
 from exporter.classes import checked_classes, classes_from_file
 from exporter.load import first_image_hw, load_model, network_size

@@ -1,6 +1,6 @@
 """PyTorch's labels of the validation images, kept in the bundle for devices without torch.
 
-`engines.reference` describes the file and reads it.
+`engines.evaluation.reference` describes the file and reads it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engines.dataset import Pair
-from engines.evaluate import Prediction, Predictor
+from engines.evaluation.evaluate import Prediction, Predictor
 from engines.images import sha256_of_file
 from engines.resize import ResizeRule
 

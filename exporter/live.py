@@ -29,7 +29,7 @@ from engines.progress import (
     duration_text,
     printable,
 )
-from engines.report import ALWAYS_SHOWN, NOT_MEASURED, comparison_rows
+from engines.reports.report import ALWAYS_SHOWN, NOT_MEASURED, comparison_rows
 
 # As many columns as 80 characters hold; the others are in the report's files.
 TERMINAL_KEYS = (*ALWAYS_SHOWN, "latency_p99_ms")

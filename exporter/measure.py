@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from engines.benchmark import benchmark_onnx
 from engines.board.machine import machine_record, package_versions
 from engines.bundle import FileInfo, InputSpec
 from engines.dataset import Pair
-from engines.evaluate import Evaluation, Predictor, evaluate_predictors
-from engines.forms import Form, form_row
+from engines.evaluation.evaluate import Evaluation, Predictor, evaluate_predictors
+from engines.evaluation.scored_rows import check_something_was_scored, row_with_scores
+from engines.evaluation.scores import IGNORE
 from engines.images import image_from_file, mask_from_file
 from engines.onnx_predictor import OnnxPredictor
 from engines.resize import network_image_from_image
-from engines.scored_rows import check_something_was_scored, row_with_scores
-from engines.scores import IGNORE
+from engines.speed.benchmark import benchmark_onnx
+from engines.speed.forms import Form, form_row
 from exporter.benchmark import benchmark_checkpoint
 from exporter.checkpoint import Checkpoint
 from exporter.load import LoadedModel

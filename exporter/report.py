@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.report import (
+from engines.reports.report import (
     NOT_MEASURED,
     checked_report,
     comparison_rows,

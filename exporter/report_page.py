@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.fusion_text import fusion_line, fusion_notes
-from engines.report import ALWAYS_SHOWN, measured_columns
+from engines.reports.fusion import fusion_line, fusion_notes
+from engines.reports.report import ALWAYS_SHOWN, measured_columns
 from exporter.strips import Strip, uris_from_strips
 
 if TYPE_CHECKING:

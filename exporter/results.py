@@ -10,11 +10,11 @@ from typing import Any
 
 from engines.board.machine import package_versions
 from engines.bundle import BuildHints, Bundle, CheckpointInfo, Gate, ModelInfo
-from engines.evaluate import Evaluation, Predictor
-from engines.forms import Form, onnx_forms
+from engines.evaluation.evaluate import Evaluation, Predictor
+from engines.evaluation.reference import FILES_KEY
+from engines.evaluation.scored_rows import gate_from_rows
 from engines.progress import Progress, printable
-from engines.reference import FILES_KEY
-from engines.scored_rows import gate_from_rows
+from engines.speed.forms import Form, onnx_forms
 from exporter.keep_reference import FILE_NAME, OnImage, reference_kept
 from exporter.measure import (
     ScoredModel,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.evaluate import Prediction
+from engines.evaluation.evaluate import Prediction
 from engines.resize import ResizeRule
 from exporter.onnx_graph import ImageToLabels
 

@@ -42,7 +42,7 @@ FORMS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int8_fp16": "int8"}  #
 BUILD = """
 import json, sys
 from pathlib import Path
-from engines.timing import peak_memory_mb
+from engines.speed.timing import peak_memory_mb
 from engines.trt.api import load_tensorrt
 from engines.trt.build import BuildOptions, engine_from_onnx
 tensorrt = load_tensorrt(rtx=True)

@@ -38,7 +38,7 @@ CALIBRATE = """
 import sys
 from pathlib import Path
 from calibration.ranges import ranges_from_images
-from engines.benchmark import peak_memory_mb
+from engines.speed.benchmark import peak_memory_mb
 from engines.images import image_from_file
 from engines.resize import resize_bilinear
 files = sorted(Path(sys.argv[2]).iterdir())[: int(sys.argv[3])]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from engines.scores import Scores, confusion_from_labels, scores_from_confusion
+from engines.evaluation.scores import Scores, confusion_from_labels, scores_from_confusion
 from exporter.architectures.segformer import Segformer, SegformerShape
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

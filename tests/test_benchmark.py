@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from tiny_models import bands_model, bundle_document, file_entry, write_document, write_onnx
 
-from engines.benchmark import benchmark_onnx, benchmark_predictor, peak_memory_mb
-from engines.benchmark_target import BenchmarkOptions, benchmark_report, benchmark_target
 from engines.errors import ConfigError, GraphError
-from engines.report import checked_report, table_markdown
+from engines.reports.report import checked_report, table_markdown
+from engines.speed.benchmark import benchmark_onnx, benchmark_predictor, peak_memory_mb
+from engines.speed.target import BenchmarkOptions, benchmark_report, benchmark_target
 
 
 def stepping_clock(monkeypatch: pytest.MonkeyPatch, durations_ms: list[float]) -> None:
     """Make the calls that are timed take these times, one after the other."""
     ticks = [t for i, ms in enumerate(durations_ms) for t in (10.0 * i, 10.0 * i + ms / 1000)]
     clock = iter(ticks)
-    monkeypatch.setattr("engines.timing.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("engines.speed.timing.time.perf_counter", lambda: next(clock))
 
 
 def test_percentiles_and_rate_are_those_of_the_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_impossible_counts_are_refused(tmp_path: Path, runs: int, warmup: int) -
 def test_peak_memory_grows_by_what_is_written_and_stays_when_it_is_freed() -> None:
     # In a fresh process, because a test session may have held more than this before.
     code = (
-        "import numpy as np; from engines.benchmark import peak_memory_mb\n"
+        "import numpy as np; from engines.speed.benchmark import peak_memory_mb\n"
         "print(peak_memory_mb()); block = np.ones(200_000_000, np.uint8); print(peak_memory_mb())\n"
         "del block; print(peak_memory_mb())"
     )
@@ -155,7 +155,16 @@ def test_the_module_prints_one_line_of_json(tmp_path: Path) -> None:
     path = write_onnx(bands_model((8, 8)), tmp_path / "bands.onnx")
     parent = Path(__file__).resolve().parent.parent
     child = subprocess.run(
-        [sys.executable, "-m", "engines.benchmark", str(path), "--runs", "2", "--warmup", "0"],
+        [
+            sys.executable,
+            "-m",
+            "engines.speed.benchmark",
+            str(path),
+            "--runs",
+            "2",
+            "--warmup",
+            "0",
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(parent)},
         capture_output=True,

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engines.errors import OutputError
-from engines.report import write_report_json
-from engines.report_merge import merged_markdown, merged_report
+from engines.reports.merge import merged_markdown, merged_report
+from engines.reports.report import write_report_json
 from exporter.commands.report import report as command
 from exporter.comparison import html_from_merged, write_comparison
 

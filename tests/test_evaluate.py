@@ -13,7 +13,7 @@ from tiny_models import bands_model, write_onnx
 from engines.bundle import InputSpec
 from engines.dataset import Pair
 from engines.errors import DatasetError, ImageError, InputError
-from engines.evaluate import Evaluation, Prediction, evaluate_predictors, pairs_sha256
+from engines.evaluation.evaluate import Evaluation, Prediction, evaluate_predictors, pairs_sha256
 from engines.onnx_predictor import OnnxPredictor
 from engines.resize import ResizeRule
 

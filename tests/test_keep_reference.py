@@ -15,8 +15,8 @@ from PIL import Image
 
 from engines.bundle import bundle_from_folder
 from engines.dataset import Pair
-from engines.evaluate import Prediction
-from engines.reference import reference_from_bundle
+from engines.evaluation.evaluate import Prediction
+from engines.evaluation.reference import reference_from_bundle
 from engines.resize import ResizeRule
 from exporter.keep_reference import reference_kept
 from exporter.onnx_graph import GraphSpec, ImageToLabels

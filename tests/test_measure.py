@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engines.evaluation.scored_rows import gate_from_rows
 from engines.resize import ResizeRule
-from engines.scored_rows import gate_from_rows
 from exporter.onnx_graph import GraphSpec, ImageToLabels
 from exporter.torch_predictor import TorchPredictor
 

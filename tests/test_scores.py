@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines.errors import DatasetError, InputError
-from engines.scores import Scores, agreement, confusion_from_labels, scores_from_confusion
+from engines.evaluation.scores import (
+    Scores,
+    agreement,
+    confusion_from_labels,
+    scores_from_confusion,
+)
 
 
 def labels(*rows: list[int]) -> NDArray[np.uint8]:

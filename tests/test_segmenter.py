@@ -284,7 +284,7 @@ def test_a_stream_that_is_left_ends_its_thread(tmp_path: Path) -> None:
 
 def test_importing_the_runtime_needs_numpy_alone() -> None:
     code = (
-        "import sys, engines.segmenter, engines.evaluate, engines.benchmark\n"
+        "import sys, engines.segmenter, engines.evaluation.evaluate, engines.speed.benchmark\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'PIL', 'cv2', 'tensorrt'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -24,7 +24,7 @@ from tiny_models import (
 from engines.bundle import bundle_from_folder
 from engines.errors import GraphError
 from engines.onnx_predictor import OnnxPredictor
-from engines.report import report_from_file
+from engines.reports.report import report_from_file
 
 # Bands of 64 are 0 0 1 | 1 2 3, of 128 0 0 0 | 0 1 1.
 RED = [[0, 63, 64], [127, 128, 255]]

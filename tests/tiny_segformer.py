@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from engines.benchmark import Benchmark
+from engines.speed.benchmark import Benchmark
 from exporter.architectures.segformer import Segformer, SegformerShape
 from exporter.commands.group import riceseg
 

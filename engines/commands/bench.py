@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
-    from engines.benchmark_target import BenchmarkOptions, benchmark_report, benchmark_target
+    from engines.speed.target import BenchmarkOptions, benchmark_report, benchmark_target
 
     rows = benchmark_target(
         options.target,
@@ -44,8 +44,8 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
 
 def shown(report: Mapping[str, Any], out: Optional[Path]) -> int:
     """Print the report, write it into `out`; exit code 0 if anything could be measured."""
-    from engines.evaluation_text import text_of_report
-    from engines.report import write_report_json
+    from engines.reports.report import write_report_json
+    from engines.reports.text import text_of_report
 
     print(text_of_report(report), end="")
     if out is not None:

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
-    from engines.fusion_text import built_line
+    from engines.reports.fusion import built_line
     from engines.trt.build import engine_from_bundle, engine_from_onnx
 
     target: Path = options.target

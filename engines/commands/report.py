@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
-    from engines.report_merge import merged_markdown, merged_report, reports_from_paths
+    from engines.reports.merge import merged_markdown, merged_report, reports_from_paths
 
     found, sources = reports_from_paths(options.reports)
     for line in merged_markdown(merged_report(found, sources=sources)).rstrip("\n").split("\n"):

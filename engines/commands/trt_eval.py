@@ -9,11 +9,11 @@ from typing import Tuple
 
 from engines.bundle_runtime import PRECISIONS, RUNTIMES
 from engines.commands.parsing import Command, count
-from engines.device_evaluation import check_gate, report_from_device
-from engines.device_request import MODES, DeviceRequest
-from engines.evaluation_text import text_of_report
+from engines.evaluation.device import check_gate, report_from_device
+from engines.evaluation.request import MODES, DeviceRequest
 from engines.progress import Progress
-from engines.report import write_report_json, write_text
+from engines.reports.report import write_report_json, write_text
+from engines.reports.text import text_of_report
 
 TEXT_NAME = "report.md"
 

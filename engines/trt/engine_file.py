@@ -12,10 +12,11 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import BinaryIO, Tuple, Union
+from typing import BinaryIO, Optional, Tuple, Union
 
 from engines.bundle import FileInfo
 from engines.errors import EngineError, OutputError
+from engines.images import sha256_of_file
 from engines.trt.engine_header import (
     BUILD_AGAIN,
     MAX_HEADER_BYTES,
@@ -42,6 +43,15 @@ _LENGTH = struct.Struct("<I")
 
 # Plans start with these: "ftrt" of TensorRT, "ptrt" of old ones, "vtrt" of TensorRT-RTX 1.7.
 _PLAN_STARTS = (b"ftrt", b"ptrt", b"vtrt")
+
+
+def onnx_of_engine(path: Path, header: EngineHeader) -> Optional[Path]:
+    """The ONNX file that the engine was built from, beside it or in its bundle; None if neither."""
+    name = Path(header.onnx_file).name
+    for folder in (path.parent, path.parent.parent):
+        if (folder / name).is_file() and sha256_of_file(folder / name) == header.onnx_sha256:
+            return folder / name
+    return None
 
 
 def write_engine(path: Union[str, os.PathLike[str]], header: EngineHeader, plan: bytes) -> FileInfo:

@@ -26,10 +26,10 @@ import numpy as np
 
 from engines.batches import LOGITS_NAME, check_batch, closed_error, padded, pieces
 from engines.errors import EngineError
-from engines.evaluate import Prediction
+from engines.evaluation.evaluate import Prediction
 from engines.resize import Image, Labels, ResizeRule, labels_at_image_size
 from engines.trt.api import load_tensorrt
-from engines.trt.engine_file import plan_from_engine
+from engines.trt.engine_file import onnx_of_engine, plan_from_engine
 from engines.trt.engine_header import Here, check_fits, platform_text
 from engines.trt.session import Session
 from engines.trt.slots import Slot
@@ -84,7 +84,8 @@ class TrtPredictor:
         """Load the engine; `name` is the file's unless given.
 
         `cuda` stays its owner's; without it one is opened and closed with the predictor. An engine
-        without weights takes them from the ONNX file `refit_from`.
+        without weights takes them from the ONNX file `refit_from`, else from the one that it was
+        built from, beside it or in its bundle.
         Raises EngineError for a file that is damaged, foreign or built for another GPU or version,
         DeviceError without a usable GPU, TensorRT or enough memory; nothing stays allocated.
         """
@@ -93,6 +94,8 @@ class TrtPredictor:
         self.header, plan = plan_from_engine(self.path)
         self._lock = threading.RLock()
         self._timers: List[Any] = []
+        if refit_from is None and self.header.stripped:
+            refit_from = onnx_of_engine(self.path, self.header)
         with contextlib.ExitStack() as stack:
             if tensorrt is None:
                 tensorrt = load_tensorrt(rtx=self.header.runtime == "TensorRT-RTX")

@@ -28,7 +28,7 @@ def report(reports: tuple[Path, ...], out: Path | None) -> None:
     Each is a report.json or a folder with one. Figures that should not be compared as they are
     (another power mode, model, image size, ...) are named above the table.
     """
-    from engines.report_merge import merged_markdown, merged_report, reports_from_paths
+    from engines.reports.merge import merged_markdown, merged_report, reports_from_paths
     from exporter.comparison import write_comparison
 
     found, sources = reports_from_paths(reports)

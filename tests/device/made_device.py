@@ -6,9 +6,10 @@ from pathlib import Path
 
 from tiny_engines import Rig, engine_file
 
-from engines import cuda, device_rows
+from engines import cuda
+from engines.evaluation import device_rows
 from engines.images import sha256_of_file
-from engines.timing import Benchmark
+from engines.speed.timing import Benchmark
 from engines.trt import api
 
 FIGURES = Benchmark(

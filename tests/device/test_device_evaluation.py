@@ -14,8 +14,6 @@ from made_device import FIGURES, Device
 from tiny_engines import BANDS, RED
 
 from engines.dataset import pairs_from_folder
-from engines.device_evaluation import check_gate, report_from_device
-from engines.device_request import DeviceRequest
 from engines.errors import (
     BundleError,
     ConfigError,
@@ -25,10 +23,12 @@ from engines.errors import (
     GateError,
     ImageError,
 )
-from engines.evaluate import pairs_sha256
+from engines.evaluation.device import check_gate, report_from_device
+from engines.evaluation.evaluate import pairs_sha256
+from engines.evaluation.request import DeviceRequest
 from engines.images import sha256_of_file
 from engines.progress import SilentProgress
-from engines.report import checked_report
+from engines.reports.report import checked_report
 from engines.trt import bundle_engine
 
 # Bands of 128 make 0 0 0 | 0 1 1 of RED, against the truth 0 0 1 | 1 2 3: class 0 hits 2 of 4,

@@ -12,11 +12,12 @@ from tiny_engines import engine_file, tensorrt_on
 
 import engines.board
 import engines.trt.predictor
-from engines import benchmark, benchmark_target, timing
-from engines.benchmark_target import BenchmarkOptions, benchmark_report
 from engines.errors import ConfigError, DeviceError, EngineError
-from engines.report import checked_report
-from engines.timing import Benchmark
+from engines.reports.report import checked_report
+from engines.speed import benchmark, timing
+from engines.speed import target as benchmark_target
+from engines.speed.target import BenchmarkOptions, benchmark_report
+from engines.speed.timing import Benchmark
 from engines.trt.predictor import TrtPredictor
 
 SEEN = {
@@ -112,7 +113,7 @@ def test_calls_go_on_until_the_power_was_read_for_long_enough(monkeypatch):
         now[0] += 0.5
         return batch[..., 0]
 
-    monkeypatch.setattr("engines.timing.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("engines.speed.timing.time.monotonic", lambda: now[0])
     batch = np.zeros((2, 1, 1, 3), np.uint8)
     result = timing.benchmark_predictor(labels, batch, runs=1, warmup=1, telemetry=MadeTelemetry())
     # 0.5 s of warm-up, one timed call, then three more until 2 s are over: 4 calls in all,
@@ -204,7 +205,7 @@ def forms_of(folder, monkeypatch, runs_on):
 
 
 def benchmark_target_form(path):
-    from engines.forms import _engine_form_or_unknown
+    from engines.speed.forms import _engine_form_or_unknown
 
     return _engine_form_or_unknown(path)
 

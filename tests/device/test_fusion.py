@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engines.fusion_text import built_line, fusion_line
+from engines.reports.fusion import built_line, fusion_line
 from engines.trt.engine_header import FusionCounts
 from engines.trt.engine_layers import layers_from_inspector
 from engines.trt.fusion import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.errors import BundleError
-from engines.reference import ReferenceLabels
+from engines.evaluation.reference import ReferenceLabels
 
 NAMES = ["a" * 64, "0123456789abcdef" * 4]
 HW = (3, 5)

@@ -7,14 +7,14 @@ import json
 import pytest
 
 from engines.errors import BundleError, ConfigError
-from engines.report import report_from_file, table_markdown, write_report_json
-from engines.report_merge import (
+from engines.reports.merge import (
     detail_columns,
     merged_columns,
     merged_markdown,
     merged_report,
     reports_from_paths,
 )
+from engines.reports.report import report_from_file, table_markdown, write_report_json
 
 ORIN = {
     "device": "Jetson Orin Nano",
@@ -301,7 +301,7 @@ def test_columns_of_a_board_are_shown_where_a_row_has_them():
         report(ORIN, row("A", fps=50.0, latency_p99_ms=25.04, throttled=False), row("B"))
     )
     lines = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
-    first = dict(zip(lines[0], lines[2]))  # noqa: B905 (Python 3.8)
-    second = dict(zip(lines[0], lines[3]))  # noqa: B905 (Python 3.8)
+    first = dict(zip(lines[0], lines[2]))
+    second = dict(zip(lines[0], lines[3]))
     assert (first["p99 ms"], first["fps"], first["throttled"]) == ("25.0", "50.0", "no")
     assert (second["p99 ms"], second["throttled"]) == ("not measured", "not measured")

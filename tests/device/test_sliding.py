@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from engines.errors import ConfigError, InputError
-from engines.evaluate import Prediction
-from engines.resize import ResizeRule
-from engines.sliding import (
+from engines.evaluation.evaluate import Prediction
+from engines.evaluation.sliding import (
     SlidingPredictor,
     Windows,
     labels_from_logits,
     logit_bands,
     sliding_labels,
 )
+from engines.resize import ResizeRule
 
 CLASSES = 3
 

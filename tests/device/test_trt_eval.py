@@ -13,8 +13,8 @@ from device_bundle import CLASSES, bundle_in, export_report, labelled_folder
 from made_device import Device
 from tiny_engines import BANDS, RED
 
-from engines.evaluation_text import text_of_report
-from engines.report import aligned_table, report_from_file
+from engines.reports.report import aligned_table, report_from_file
+from engines.reports.text import text_of_report
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "trt_eval.py"
 

@@ -481,6 +481,15 @@ def test_an_engine_without_weights_takes_them_from_its_onnx_file(rig, onnx):
     ]
 
 
+def test_an_engine_without_weights_finds_its_onnx_file_beside_it(rig, onnx):
+    header = {"stripped": True, "onnx_sha256": ONNX_SHA256}
+    with rig.open(stripped=True, header=header) as predictor:
+        assert predictor.labels(flat(200)).min() == 3
+    onnx.write_bytes(b"other weights")
+    with pytest.raises(EngineError, match=r"built without its weights"):
+        rig.open(stripped=True, header=header)
+
+
 def test_an_engine_without_weights_takes_them_from_no_other_file(rig, onnx):
     header = {"stripped": True, "onnx_sha256": "2" * 64}
     with pytest.raises(EngineError, match=r"weights from 'tiny.fp16.onnx' with SHA-256 .*2222"):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmseg.models import EncoderDecoder
 from torch import Tensor
 
-from engines.sliding import Windows, labels_from_logits, logit_bands, sliding_labels
+from engines.evaluation.sliding import Windows, labels_from_logits, logit_bands, sliding_labels
 
 CLASSES = 7
 

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 
 from engines.bundle import Bundle, bundle_path
 from engines.errors import ConfigError
-from engines.report import FILE_NAME, report_from_file
+from engines.reports.report import FILE_NAME, report_from_file
 
 PYTORCH = "PyTorch"  # how the `runtime` of its row begins
 _KEPT = ("form", "precision", "runtime", "file", "sha256", "file_mb")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from engines.errors import ConfigError
-from engines.report import (
+from engines.reports.differences import difference_lines
+from engines.reports.report import (
     FILE_NAME,
     Column,
     aligned_table,
@@ -21,7 +22,6 @@ from engines.report import (
     report_from_file,
     rows_with_change,
 )
-from engines.report_differences import difference_lines
 
 FORMAT, FORMAT_VERSION = "riceseg-comparison", 1
 # What devices are compared by; the rest of what was measured is `detail_columns`.

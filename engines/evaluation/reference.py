@@ -37,8 +37,8 @@ _KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 class ReferenceLabels:
     """An open `reference.npz`: call it with the SHA-256 of an image file for its labels.
 
-    Satisfies `engines.evaluate.References`. For one thread. Attributes: `path`, `hw` and `count`,
-    the number of images in it.
+    Satisfies `engines.evaluation.evaluate.References`. For one thread. Attributes: `path`, `hw` and
+    `count`, the number of images in it.
     """
 
     def __init__(self, path: Union[str, os.PathLike[str]], *, hw: Tuple[int, int]) -> None:

@@ -1,6 +1,6 @@
 """The report of one model on one machine: report.json for programs, a table for people.
 
-Format "riceseg-report", version 1; its fields and units stand in `engines.report_check`. The first
+Format "riceseg-report", version 1; its fields and units stand in `engines.reports.check`. The first
 row is what the others are compared to.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from engines.errors import BundleError, OutputError
 from engines.progress import printable
-from engines.report_check import FORMAT, FORMAT_VERSION, checked_report, plain_document
+from engines.reports.check import FORMAT, FORMAT_VERSION, checked_report, plain_document
 
 __all__ = [
     "ALWAYS_SHOWN",

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from engines.benchmark import benchmark_engine, benchmark_onnx
 from engines.board import machine_record, package_versions
 from engines.bundle import bundle_from_folder
-from engines.forms import (
+from engines.progress import Progress, SilentProgress
+from engines.reports.report import FORMAT, FORMAT_VERSION
+from engines.speed.benchmark import benchmark_engine, benchmark_onnx
+from engines.speed.forms import (
     ENGINE_SUFFIX,
     Form,
     engine_made_for,
@@ -18,9 +20,7 @@ from engines.forms import (
     forms_from_target,
     is_bundle,
 )
-from engines.progress import Progress, SilentProgress
-from engines.report import FORMAT, FORMAT_VERSION
-from engines.timing import check_counts
+from engines.speed.timing import check_counts
 
 
 @dataclass(frozen=True)

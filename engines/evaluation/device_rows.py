@@ -9,26 +9,26 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
-from engines.benchmark import Benchmark, benchmark_engine, benchmark_onnx
 from engines.bundle import Bundle
 from engines.bundle_runtime import Opened, Wish, open_bundle
 from engines.dataset import Pair
-from engines.device_request import DeviceRequest
 from engines.errors import DatasetError, EngineError, ImageError, UserError
-from engines.evaluate import Evaluation, evaluate_predictors
-from engines.forms import (
+from engines.evaluation.evaluate import Evaluation, evaluate_predictors
+from engines.evaluation.reference import ReferenceLabels
+from engines.evaluation.request import DeviceRequest
+from engines.evaluation.scored_rows import check_something_was_scored, row_with_scores
+from engines.evaluation.sliding import SlidingPredictor, Windows
+from engines.images import sha256_of_file
+from engines.progress import Progress
+from engines.resize import Labels
+from engines.speed.benchmark import Benchmark, benchmark_engine, benchmark_onnx
+from engines.speed.forms import (
     ENGINE_SUFFIX,
     Form,
     engine_form,
     form_row,
     onnx_forms,
 )
-from engines.images import sha256_of_file
-from engines.progress import Progress
-from engines.reference import ReferenceLabels
-from engines.resize import Labels
-from engines.scored_rows import check_something_was_scored, row_with_scores
-from engines.sliding import SlidingPredictor, Windows
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from engines.benchmark import Benchmark
 from engines.board import package_versions
 from engines.bundle import FileInfo, bundle_from_folder, bundle_path
 from engines.bundle_fields import FILE_NAME
 from engines.errors import ConfigError, EngineError, UserError
 from engines.images import sha256_of_file
+from engines.speed.benchmark import Benchmark
 
 FORM_NAMES = {
     "fp32": "ONNX FP32",

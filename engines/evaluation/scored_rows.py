@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from engines.bundle import Gate
 from engines.errors import DatasetError
-from engines.evaluate import Evaluation, Row
+from engines.evaluation.evaluate import Evaluation, Row
 
 # The loss that stands for one that is not a number: a form that could not be scored.
 NOT_SCORED = 100.0

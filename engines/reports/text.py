@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping, Sequence, Tuple
 
-from engines.fusion_text import fusion_line, fusion_notes
-from engines.report import (
+from engines.reports.fusion import fusion_line, fusion_notes
+from engines.reports.report import (
     COLUMNS,
     NOT_MEASURED,
     aligned_table,

@@ -20,9 +20,9 @@ import numpy as np
 from engines.bundle import InputSpec
 from engines.dataset import Pair
 from engines.errors import DatasetError, ImageError, InputError
+from engines.evaluation.scores import IGNORE, Scores, confusion_from_labels, scores_from_confusion
 from engines.images import image_from_file, mask_from_file, sha256_of_file
 from engines.resize import Image, Labels, ResizeRule, network_image_from_image
-from engines.scores import IGNORE, Scores, confusion_from_labels, scores_from_confusion
 
 WORST_IMAGES = 6
 

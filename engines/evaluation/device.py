@@ -15,16 +15,16 @@ from engines.board import machine_record, package_versions
 from engines.bundle import Bundle, bundle_from_folder
 from engines.bundle_runtime import PRECISIONS
 from engines.dataset import Pair, pairs_from_folder
-from engines.device_request import DeviceRequest
-from engines.device_rows import DeviceRow, Task, device_row
 from engines.errors import ConfigError, DeviceError, GateError, UserError
-from engines.evaluate import Evaluation, pairs_sha256
+from engines.evaluation.device_rows import DeviceRow, Task, device_row
+from engines.evaluation.evaluate import Evaluation, pairs_sha256
+from engines.evaluation.recorded import Recorded, recorded_from_bundle, same_images_lines
+from engines.evaluation.reference import reference_from_bundle
+from engines.evaluation.request import DeviceRequest
+from engines.evaluation.scored_rows import gate_from_rows
+from engines.evaluation.sliding import Windows, windows_from_bundle
 from engines.progress import Progress
-from engines.recorded import Recorded, recorded_from_bundle, same_images_lines
-from engines.reference import reference_from_bundle
-from engines.report import FORMAT, FORMAT_VERSION
-from engines.scored_rows import gate_from_rows
-from engines.sliding import Windows, windows_from_bundle
+from engines.reports.report import FORMAT, FORMAT_VERSION
 
 MOST_LINES = 20  # of images that were left out; a broken disk would fill the report
 

@@ -1,6 +1,6 @@
 """Measure latency, rate, memory and power of one predictor, each model in a process of its own.
 
-`python -m engines.benchmark FILE` (.onnx or .engine) prints one line of JSON.
+`python -m engines.speed.benchmark FILE` (.onnx or .engine) prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engines.errors import (
     UserError,
 )
 from engines.resize import Image
-from engines.timing import Benchmark, benchmark_predictor, check_counts, peak_memory_mb
+from engines.speed.timing import Benchmark, benchmark_predictor, check_counts, peak_memory_mb
 
 if TYPE_CHECKING:
     from engines.trt.predictor import TrtPredictor
@@ -88,13 +88,13 @@ def _in_a_process(
     batch: Optional[int],
     extra: Sequence[str],
 ) -> Benchmark:
-    command = [sys.executable, "-m", "engines.benchmark", os.path.abspath(path)]
+    command = [sys.executable, "-m", "engines.speed.benchmark", os.path.abspath(path)]
     command += ["--runs", str(runs), "--warmup", str(warmup), *extra]
     if batch is not None:
         command += ["--batch", str(batch)]
     # The package is found without being installed, and a folder named engines/ where the caller
     # happens to stand is not taken for it.
-    parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    parent = str(Path(__file__).resolve().parents[2])
     known = os.environ.get("PYTHONPATH")
     environment = {
         **os.environ,
@@ -136,7 +136,7 @@ def _is_engine(path: Path) -> bool:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Print the Benchmark of one file as JSON; status 2 and the error as JSON if it fails."""
-    parser = argparse.ArgumentParser(prog="python -m engines.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m engines.speed.benchmark", description=__doc__)
     parser.add_argument("path", type=Path, help="ONNX file or engine file")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=5)

@@ -12,7 +12,7 @@ import numpy as np
 
 from engines.bundle import Bundle
 from engines.errors import ConfigError, InputError
-from engines.evaluate import Prediction
+from engines.evaluation.evaluate import Prediction
 from engines.resize import Image, Labels, ResizeRule, resize_bilinear
 
 if TYPE_CHECKING:

@@ -1,0 +1,3 @@
+"""Latency, rate, memory and power of graphs and engines."""
+
+from __future__ import annotations
