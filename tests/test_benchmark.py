@@ -67,7 +67,7 @@ def test_what_a_cpu_has_not_is_not_measured() -> None:
     assert missing == {
         "threads", "copy_in_ms", "compute_ms", "copy_out_ms", "fps_events", "gpu_memory_mb",
         "power_w", "power_source", "energy_mj", "gpu_clock_mhz", "temperature_c", "throttled",
-        "notes",
+        "notes", "fusion",
     }  # fmt: skip
 
 

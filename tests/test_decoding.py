@@ -156,10 +156,11 @@ def test_several_threads_read_at_once_and_leave_everything_as_it_was(tmp_path: P
     assert before == PIL.Image.MAX_IMAGE_PIXELS
 
 
-def test_without_pillow_the_error_says_how_to_install_it(
+def test_without_pillow_and_opencv_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "a.png", PIL.Image.fromarray(picture()))
     monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingPackageError, match=r"'Pillow' .* pip install 'riceseg\[onnx\]'"):
         image_from_file(path)
