@@ -1,8 +1,9 @@
 """Will the build fit into memory? A forecast before it starts, and what to do if not.
 
-Measured: TensorRT-RTX 1.7.1 building SegFormer-B0, B2 and B4 at 512x512 without a GPU, ONNX files
-of 15, 109 and 256 MB in FP32 (x86-64, 2 cores, peak of the process less the 110 MB before):
-FP32 240, 602, 1238 MB; FP16 (files of half the size) 214, 420, 858 MB; INT8 251, 464, 1003 MB.
+Measured (docs/results/build_rtx.json, scripts/measure_build.py): TensorRT-RTX 1.7.1 building
+SegFormer-B0, B2 and B4 at 512x512 without a GPU, ONNX files of 15, 109 and 256 MB in FP32, on two
+x86-64 cores; peak of the process less the 136 MB before: FP32 245, 626, 1380 MB; FP16 (files of
+half the size) 219, 462, 964 MB; INT8 257, 480, 1024 MB; INT8 with FP16 261, 536, 1036 MB.
 Not measured: TensorRT itself, and any GPU memory. NVIDIA documents two copies of the weights in
 host memory, and that timing a layer takes buffers for its inputs, outputs and weights; what the
 libraries and kernels take is a guess on the safe side.
@@ -21,7 +22,7 @@ from engines.trt.api import TensorRt
 _MB = 1_000_000
 
 # Host: bytes for each byte of the ONNX file, from the fit of the figures above, rounded up.
-_HOST_FACTOR = {"fp32": 4.5, "fp16": 6.5, "int8": 4.5}
+_HOST_FACTOR = {"fp32": 5.0, "fp16": 6.5, "int8": 4.5}
 _HOST_BASE = {True: 200 * _MB, False: 1_000 * _MB}  # of TensorRT-RTX measured, of TensorRT guessed
 _LEAST_WEIGHT_COPIES = 2
 # Device, guessed: the context and kernels; a layer's buffers in several variants at once.
