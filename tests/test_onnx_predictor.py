@@ -313,9 +313,13 @@ def test_weights_in_another_file_are_found_wherever_they_are_in_the_graph(tmp_pa
             OnnxPredictor(path)
 
 
-def test_weights_in_another_file_are_found_when_the_lengths_are_padded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tag", [b"\x8a\x80\x00", b"\x8a\x80\x80\x80\x10"])
+def test_weights_in_another_file_are_found_when_the_lengths_are_padded(
+    tmp_path: Path, tag: bytes
+) -> None:
+    """The second tag's bit 32 is dropped by protobuf in C++, which then reads field 1."""
     addend = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[1])
-    entry = b"\x8a\x80\x00" + b"\x88\x80\x00" + b"location" + b"\x12\x01x"
+    entry = tag + b"\x88\x80\x00" + b"location" + b"\x12\x01x"
     data = addend.SerializeToString() + b"\x6a" + bytes([len(entry)]) + entry + b"\x70\x01"
     parsed = TensorProto.FromString(data)
     assert [(item.key, item.value) for item in parsed.external_data] == [("location", "x")]
