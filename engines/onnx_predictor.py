@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 MAX_ONNX_BYTES = 2**31 - 1
 
 # Weights in another file are named by an entry whose field 1, "key", is the text "location".
-# Tag and length are variable-length numbers of up to ten bytes: they may carry padding, and protobuf
-# drops what is above 32 bits (8a 80 80 80 10 is the tag 0a).
+# Tag and length are variable-length numbers of up to ten bytes: they may carry padding, and
+# protobuf in C++ drops what is above 32 bits (8a 80 80 80 10 is the tag 0a).
 _EXTERNAL_DATA = re.compile(
     rb"(?:\x0a|\x8a[\x80-\xff]{0,8}[\x00-\x7f])(?:\x08|\x88[\x80-\xff]{0,8}[\x00-\x7f])location"
 )

@@ -317,12 +317,13 @@ def test_weights_in_another_file_are_found_wherever_they_are_in_the_graph(tmp_pa
 def test_weights_in_another_file_are_found_when_the_lengths_are_padded(
     tmp_path: Path, tag: bytes
 ) -> None:
-    """The second tag's bit 32 is dropped by protobuf in C++, which then reads field 1."""
+    """The second tag's bit 32 is dropped by protobuf in C++; the one in Python refuses it."""
     addend = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[1])
     entry = tag + b"\x88\x80\x00" + b"location" + b"\x12\x01x"
     data = addend.SerializeToString() + b"\x6a" + bytes([len(entry)]) + entry + b"\x70\x01"
-    parsed = TensorProto.FromString(data)
-    assert [(item.key, item.value) for item in parsed.external_data] == [("location", "x")]
+    if len(tag) == 3:
+        parsed = TensorProto.FromString(data)
+        assert [(item.key, item.value) for item in parsed.external_data] == [("location", "x")]
     (tmp_path / "w.onnx").write_bytes(data)
     with pytest.raises(GraphError, match="keeps weights in another file"):
         OnnxPredictor(tmp_path / "w.onnx")
