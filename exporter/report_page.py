@@ -29,6 +29,7 @@ def html_from_report(
     """The page for `document`; `rows` are its rows with `is_reference` and `change` (of mIoU)."""
     classes = _classes(document, rows)
     most_lost = sorted(classes, key=lambda item: -item["lost"])[:MOST_LOST]
+    extra = [column for column in measured_columns(rows) if column[1] not in IN_TEMPLATE]
     shown = [(strip, uris) for strip, uris in zip(strips, uris_from_strips(strips), strict=False)]
     return (
         page_environment()
@@ -37,7 +38,8 @@ def html_from_report(
             report=document,
             rows=rows,
             has_p99=any(row["latency_p99_ms"] is not None for row in rows),
-            extra=[column for column in measured_columns(rows) if column[1] not in IN_TEMPLATE],
+            extra=extra,
+            on_device=[row for row in rows if any(row[key] is not None for _, key, _ in extra)],
             split=[row for row in rows if row["compute_ms"] is not None],
             reference=rows[0],
             latest=_latest(rows),
