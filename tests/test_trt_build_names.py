@@ -103,7 +103,7 @@ def test_each_version_has_the_names_that_its_capabilities_promise(which: str) ->
         ("IBuilderConfig.add_optimization_profile", ("profile",)),
         ("IOptimizationProfile.set_shape", ("input", "min", "opt", "max")),
         ("Builder.build_serialized_network", ("network", "config")),
-        ("OnnxParser.parse_from_file", ("model",)),
+        ("OnnxParser.parse", ("model", "path=")),
     ],
 )
 def test_methods_take_what_the_builder_gives_them(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,7 +186,8 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no graph at all")
     with pytest.raises(GraphError, match=r"'wrong\.onnx', of which .*Failed to parse the ONNX"):
         engine_from_onnx(path, tmp_path / "a.engine", RTX)
-    assert (tmp_path / "a.log").read_text(encoding="utf-8")
+    assert (tmp_path / "a.failed.log").read_text(encoding="utf-8")
+    assert not (tmp_path / "a.log").exists()
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
@@ -194,9 +196,11 @@ def test_a_build_that_needs_a_gpu_says_so(graphs: Path, tmp_path: Path) -> None:
     options = BuildOptions(rtx=True, batch=(1, 1, 1), refit=True)
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(EngineError, match=r"gave up: .*build it on a machine with a GPU.*a\.log"):
+    with pytest.raises(
+        EngineError, match=r"gave up: .*build it on a machine with a GPU.*a\.failed\.log"
+    ):
         engine_from_onnx(graphs / "fp16.onnx", tmp_path / "a.engine", options)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.failed.log"]
 
 
 def bundle_of(graphs: Path, folder: Path, **keys: str) -> Path:
@@ -206,7 +210,9 @@ def bundle_of(graphs: Path, folder: Path, **keys: str) -> Path:
         path = folder / f"model.{key}.onnx"
         path.write_bytes((graphs / f"{name}.onnx").read_bytes())
         files[key] = file_entry(path, folder)
-    return write_document(bundle_document(hw=(8, 8), files=files), folder)
+    document = bundle_document(hw=(8, 8), files=files)
+    document["outputs"] = ["labels", "logits"]
+    return write_document(document, folder)
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
@@ -224,6 +230,43 @@ def test_tensorrt_rtx_is_found_and_makes_strongly_typed_networks(tensorrt_rtx: M
     logger = tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR)
     network = found.new_network(found.new_builder(logger))
     assert network.get_flag(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+@pytest.mark.usefixtures("tensorrt_rtx")
+def test_a_batch_of_0_is_refused(tmp_path: Path) -> None:
+    model = text_graph("labels = Cast <to = 2> (image)")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 0
+    onnx.save(model, str(tmp_path / "a.onnx"))
+    with pytest.raises(GraphError, match=r"\(0, 8, 8, 3\)"):
+        engine_from_onnx(tmp_path / "a.onnx", tmp_path / "a.engine", RTX)
+
+
+@pytest.mark.usefixtures("tensorrt_rtx")
+@pytest.mark.parametrize("folder", ["벼".encode(), b"\xff\xfe"])
+def test_the_command_builds_in_any_folder_and_locale_as_the_file_s_types_say(
+    graphs: Path, tmp_path: Path, folder: bytes
+) -> None:
+    path = os.path.join(os.fsencode(tmp_path), folder)
+    os.mkdir(path)
+    shutil.copy(graphs / "fp16.onnx", os.path.join(path, "모델.onnx".encode()))
+    root = Path(engines.__file__).parent.parent
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "engines", "build", "--rtx", "--batch", "1:1:1"),
+            os.path.join(path, "모델.onnx".encode()),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{root}:{assembled_tensorrt()}",
+            **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        },
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    header = header_from_engine(os.fsdecode(os.path.join(path, "모델.engine".encode())))
+    assert (header.onnx_file, header.precision) == ("모델.onnx", "fp16")
 
 
 SLOW = """

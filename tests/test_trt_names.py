@@ -51,7 +51,7 @@ USES: dict[When, str] = {
         IBuilderConfig.add_optimization_profile IBuilderConfig.set_flag
         IBuilderConfig.set_memory_pool_limit IBuilderConfig.profiling_verbosity
         IOptimizationProfile.set_shape BuilderFlag.REFIT
-        OnnxParser.parse_from_file OnnxParser.num_errors OnnxParser.get_error
+        OnnxParser.parse OnnxParser.num_errors OnnxParser.get_error
         ParserError.code ParserError.desc
         INetworkDefinition.num_inputs INetworkDefinition.get_input
         INetworkDefinition.num_outputs INetworkDefinition.get_output
@@ -96,7 +96,7 @@ USES: dict[When, str] = {
     """,
     TensorRt.has_strip_weights: "BuilderFlag.STRIP_PLAN BuilderFlag.REFIT_IDENTICAL",
     TensorRt.has_onnx_refitter: """
-        Refitter Refitter.refit_cuda_engine OnnxParserRefitter OnnxParserRefitter.refit_from_file
+        Refitter Refitter.refit_cuda_engine OnnxParserRefitter OnnxParserRefitter.refit_from_bytes
     """,
     TensorRt.has_dla: """
         DeviceType DeviceType.DLA BuilderFlag.GPU_FALLBACK Builder.num_DLA_cores
@@ -125,7 +125,7 @@ CALLS = {
     "ITimingCache.serialize": "",
     "IOptimizationProfile.set_shape": "input min opt max",
     "OnnxParser.__init__": "network logger",
-    "OnnxParser.parse_from_file": "model",
+    "OnnxParser.parse": "model",
     "OnnxParser.get_error": "index",
     "ParserError.code": "",
     "ParserError.desc": "",
@@ -156,7 +156,7 @@ CALLS = {
     "Refitter.__init__": "engine logger",
     "Refitter.refit_cuda_engine": "",
     "OnnxParserRefitter.__init__": "refitter logger",
-    "OnnxParserRefitter.refit_from_file": "model",
+    "OnnxParserRefitter.refit_from_bytes": "model",
     "ILogger.__init__": "",
     "ILogger.log": "severity msg",
     "IProgressMonitor.__init__": "",
@@ -180,7 +180,7 @@ OURS_CALLED = {
 # Names that TensorRT has as well, but which mean files, arrays, lists or our own objects here.
 NOT_THEIRS = """
     append clear destroy enqueue file float32 format free kind log logger max message nbytes pop
-    read remove size start tactic tensorrt uint8 update value warnings write
+    read remove seek size start tactic tensorrt uint8 update value warnings write
 """
 # Variables that hold an object of TensorRT, wherever engines/trt has them; an `engine` may also be
 # the path of one.

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
     from engines.reports.fusion import built_line
-    from engines.trt.build import engine_from_bundle, engine_from_onnx
+    from engines.trt.build import AS_WRITTEN, engine_from_bundle, engine_from_onnx
 
     target: Path = options.target
     if target.is_dir():
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
         record = engine_from_bundle(target, wanted, progress=progress)
     else:
         out = options.out or target.with_suffix(".engine")
-        wanted = _build_options(options, options.precision or "fp32")
+        wanted = _build_options(options, options.precision or AS_WRITTEN)
         record = engine_from_onnx(target, out, wanted, progress=progress)
     memory = record.peak_host_bytes
     print(

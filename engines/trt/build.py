@@ -14,7 +14,7 @@ from typing import Any, Iterator, Optional, Tuple, Union
 
 from engines.bundle import bundle_from_folder, bundle_path
 from engines.cuda import Cuda, open_cuda
-from engines.errors import BundleError, OutputError
+from engines.errors import BundleError
 from engines.images import sha256_of_file
 from engines.onnx_predictor import check_one_file
 from engines.progress import Progress, SilentProgress
@@ -24,12 +24,14 @@ from engines.trt.config import check_options
 from engines.trt.engine_file import write_engine
 from engines.trt.engine_header import EngineHeader, platform_text
 from engines.trt.fusion import fusion_of_build
-from engines.trt.log import MessageLog, listening
+from engines.trt.log import listening
 from engines.trt.memory import peak_host_bytes
-from engines.trt.options import BuildOptions, Calibration
-from engines.trt.stages import Work, beside, plan_from_onnx
+from engines.trt.options import AS_WRITTEN, BuildOptions, Calibration
+from engines.trt.places import beside, build_log, check_places, made_folder, name_for_header
+from engines.trt.stages import Work, plan_from_onnx
 
 __all__ = [
+    "AS_WRITTEN",
     "BuildOptions",
     "BuildRecord",
     "Calibration",
@@ -88,7 +90,7 @@ def engine_from_bundle(
     if warning:
         progress.warn(warning)
     with _gpu(tensorrt, cuda) as cuda:
-        engines = _made_folder(Path(folder) / FOLDER if into is None else into)
+        engines = made_folder(Path(folder) / FOLDER if into is None else into)
         return engine_from_onnx(
             path,
             engines / engine_name(options, tensorrt, None if cuda is None else cuda.info),
@@ -110,34 +112,32 @@ def engine_from_onnx(
 ) -> BuildRecord:
     """Build `onnx_path` into the engine file `out_path`, which appears whole or not at all.
 
-    TensorRT's log is written beside it, as *.log, and stays when the build fails. `cuda` None opens
-    a GPU, but for TensorRT-RTX, which needs none. Raises ConfigError for an option that this
-    TensorRT lacks, GraphError for a graph that it does not take, DeviceError for a missing GPU or
-    too little memory, EngineError for a build that fails, KeyboardInterrupt after Ctrl-C (no file
-    is left then).
+    TensorRT's log is written beside it, as NAME.log for NAME.engine, and as NAME.failed.log when
+    the build fails. `cuda` None opens a GPU, but for TensorRT-RTX, which needs none. Raises
+    OutputError for an `out_path` that is `onnx_path` or no regular file, ConfigError for an option
+    that this TensorRT lacks, GraphError for a graph that it does not take, DeviceError for a
+    missing GPU or too little memory, EngineError for a build that fails, KeyboardInterrupt after
+    Ctrl-C (no file is left then).
     """
     onnx_path, out_path = Path(onnx_path), Path(out_path)
     progress = SilentProgress() if progress is None else progress
     started = time.monotonic()
+    check_places(onnx_path, out_path, options.timing_cache)
+    name_for_header(onnx_path)
     check_one_file(onnx_path)
     tensorrt = load_tensorrt(rtx=options.rtx) if tensorrt is None else tensorrt
-    log_path = beside(out_path, ".log")
     with contextlib.ExitStack() as stack:
         cuda = stack.enter_context(_gpu(tensorrt, cuda))
         check_options(tensorrt, options, None if cuda is None else cuda.info)
         if cuda is not None:
             stack.enter_context(cuda.current())
-        log = stack.enter_context(MessageLog(log_path))
+        log = stack.enter_context(build_log(out_path))
         logger = stack.enter_context(listening(tensorrt, log))
         work = Work(tensorrt, options, cuda, progress, log, logger)
-        try:
-            plan = plan_from_onnx(work, onnx_path, out_path)
-        except KeyboardInterrupt:
-            log_path.unlink()
-            raise
-    with progress.stage("write the engine"):
-        header = _header(work, onnx_path, plan)
-        written = write_engine(out_path, header, plan)
+        plan = plan_from_onnx(work, onnx_path, out_path)
+        with progress.stage("write the engine"):
+            header = _header(work, onnx_path, plan)
+            written = write_engine(out_path, header, plan)
     if log.failure is not None:
         work.warn(log.failure)
     return BuildRecord(
@@ -146,7 +146,7 @@ def engine_from_onnx(
         seconds=time.monotonic() - started,
         peak_host_bytes=peak_host_bytes(),
         engine_bytes=written.bytes,
-        log_path=log_path,
+        log_path=log.path or beside(out_path, ".log"),
         warnings=tuple(work.warnings),
     )
 
@@ -159,8 +159,8 @@ def _header(work: Work, onnx_path: Path, plan: bytes) -> EngineHeader:
     gpu = None if work.cuda is None or tensorrt.is_rtx else work.cuda.info
     machine = machine_record()
     return EngineHeader(
-        onnx_file=onnx_path.name,
-        onnx_sha256=sha256_of_file(onnx_path),
+        onnx_file=name_for_header(onnx_path),
+        onnx_sha256=work.onnx_sha256,
         precision=options.precision,
         runtime=tensorrt.runtime,
         runtime_version=tensorrt.version_text(),
@@ -205,15 +205,3 @@ def _gpu(tensorrt: TensorRt, cuda: Optional[Cuda]) -> Iterator[Optional[Cuda]]:
         yield opened
     finally:
         opened.close()
-
-
-def _made_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{str(folder)!r}: {error.strerror}",
-            expected="a bundle folder that can be written to",
-            do="check its permissions and the free space, or copy the bundle",
-        ) from error
-    return folder

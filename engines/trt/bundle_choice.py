@@ -11,7 +11,7 @@ from engines.cuda.interface import GpuInfo
 from engines.errors import ConfigError
 from engines.trt.api import TensorRt
 from engines.trt.engine_file import SUFFIX
-from engines.trt.options import BuildOptions, Calibration
+from engines.trt.options import AS_WRITTEN, BuildOptions, Calibration, Contract
 
 
 def engine_name(options: BuildOptions, tensorrt: TensorRt, gpu: Optional[GpuInfo]) -> str:
@@ -29,6 +29,12 @@ def onnx_key(bundle: Bundle, tensorrt: TensorRt, options: BuildOptions) -> Tuple
     A strongly typed TensorRT computes each tensor in the type that the file gives it, so INT8 takes
     the file whose rest is FP16. A weakly typed one chooses FP16 by itself, also from an FP32 file.
     """
+    if options.precision == AS_WRITTEN:
+        raise ConfigError(
+            "a bundle without a precision",
+            expected="fp32, fp16 or int8, since a bundle may hold all of them",
+            do="choose one of them",
+        )
     typed = tensorrt.strongly_typed_only()
     if options.implicit_int8:
         wanted = ["fp32"]
@@ -56,11 +62,12 @@ def onnx_key(bundle: Bundle, tensorrt: TensorRt, options: BuildOptions) -> Tuple
 
 def options_from_bundle(bundle: Bundle, folder: Path, options: BuildOptions) -> BuildOptions:
     """The options with what the bundle knows; what the user gave stays."""
-    hints = getattr(bundle, "build", None)
+    hints, spec = getattr(bundle, "build", None), bundle.input
     options = replace(
         options,
-        batch=options.batch or bundle.input.batch,
+        batch=options.batch or spec.batch,
         fp32_nodes=options.fp32_nodes or (() if hints is None else hints.fp32_nodes),
+        contract=Contract(spec.hw, spec.channels, spec.batch, tuple(bundle.outputs)),
     )
     if not options.implicit_int8:
         return options
@@ -68,6 +75,5 @@ def options_from_bundle(bundle: Bundle, folder: Path, options: BuildOptions) -> 
     cache = given.cache
     if cache is None and not given.images and "calibration_cache" in bundle.files:
         cache = bundle_path(folder, bundle.files["calibration_cache"].file)
-    spec = bundle.input
     calibration = replace(given, cache=cache, rule=spec.rule, pad_value=spec.pad_value)
     return replace(options, calibration=calibration)

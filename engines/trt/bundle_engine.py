@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, BinaryIO, Iterator, List, NamedTuple, Optional, Tuple
 
 from engines.bundle import Bundle, bundle_path
 from engines.cache_folder import cache_folder
@@ -13,6 +14,7 @@ from engines.errors import EngineError, OutputError
 from engines.trt.build import FOLDER, BuildOptions, engine_from_bundle, onnx_key
 from engines.trt.engine_file import SUFFIX, header_from_engine
 from engines.trt.engine_header import misfits
+from engines.trt.places import made_folder
 from engines.trt.predictor import TrtPredictor, here_from
 
 if TYPE_CHECKING:
@@ -157,8 +159,11 @@ def _building_place(shelf: Shelf) -> Iterator[Path]:
     problems: List[str] = []
     for place in shelf.places():
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            lock = open(place / LOCK, "ab")  # noqa: SIM115
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = _opened_lock(made_folder(place) / LOCK)
+        except OutputError as error:
+            problems.append(error.got)
+            continue
         except OSError as error:
             problems.append(f"{str(place)!r}: {error.strerror}")
             continue
@@ -175,6 +180,12 @@ def _building_place(shelf: Shelf) -> Iterator[Path]:
         expected="a bundle or a cache folder that can be written to",
         do="set RICESEG_CACHE to a folder that can be written to, or pass build=False",
     )
+
+
+def _opened_lock(path: Path) -> BinaryIO:
+    """A file that follows no link and waits for no pipe: a bundle may bring either along."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.fdopen(os.open(str(path), flags, 0o666), "r+b", buffering=0)
 
 
 def _wait_for_turn(file: int, place: Path) -> None:

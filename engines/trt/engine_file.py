@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Optional, Tuple, Union
 
 from engines.bundle import FileInfo
-from engines.errors import EngineError, OutputError
+from engines.errors import EngineError
 from engines.images import sha256_of_file
 from engines.trt.engine_header import (
     BUILD_AGAIN,
@@ -26,6 +26,7 @@ from engines.trt.engine_header import (
     json_from_header,
     misfits,
 )
+from engines.trt.places import SUFFIX, output_error, replace_file
 
 __all__ = [
     "SUFFIX",
@@ -37,9 +38,8 @@ __all__ = [
     "write_engine",
 ]
 
-SUFFIX = ".engine"
-
 _LENGTH = struct.Struct("<I")
+_PIECE = 1 << 20
 
 # Plans start with these: "ftrt" of TensorRT, "ptrt" of old ones, "vtrt" of TensorRT-RTX 1.7.
 _PLAN_STARTS = (b"ftrt", b"ptrt", b"vtrt")
@@ -47,7 +47,8 @@ _PLAN_STARTS = (b"ftrt", b"ptrt", b"vtrt")
 
 def onnx_of_engine(path: Path, header: EngineHeader) -> Optional[Path]:
     """The ONNX file that the engine was built from, beside it or in its bundle; None if neither."""
-    name = Path(header.onnx_file).name
+    # Its bytes are UTF-8, whatever this system's locale is.
+    name = os.fsdecode(Path(header.onnx_file).name.encode("utf-8"))
     for folder in (path.parent, path.parent.parent):
         if (folder / name).is_file() and sha256_of_file(folder / name) == header.onnx_sha256:
             return folder / name
@@ -69,23 +70,14 @@ def write_engine(path: Union[str, os.PathLike[str]], header: EngineHeader, plan:
             do=BUILD_AGAIN,
         )
     text = json_from_header(header)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    parts = (_LENGTH.pack(len(text)), text, plan)
     whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
     try:
-        with open(temporary, "wb") as file:
-            for part in (_LENGTH.pack(len(text)), text, plan):
-                file.write(part)
-                whole.update(part)
-        os.replace(temporary, path)
+        replace_file(path, parts)
     except OSError as error:
-        raise OutputError(
-            f"{str(path)!r}: {error.strerror}",
-            expected="a folder that can be written to",
-            do="check that it exists, its permissions and the free space",
-        ) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+        raise output_error(path, error) from error
     return FileInfo(path.name, whole.hexdigest(), _LENGTH.size + len(text) + len(plan))
 
 
@@ -108,17 +100,34 @@ def plan_from_engine(path: Union[str, os.PathLike[str]]) -> Tuple[EngineHeader, 
     with _opened(path) as file:
         header = _header(file, path)
         try:
-            plan = file.read(header.plan_bytes + 1)
+            start = file.tell()
+            # In pieces first: a damaged or made-up file takes no memory.
+            digest = hashlib.sha256()
+            for piece in iter(lambda: file.read(_PIECE), b""):
+                digest.update(piece)
+            _check_plan(path, header, digest.hexdigest())
+            file.seek(start)
+            plan = file.read(header.plan_bytes)
         except OSError as error:
             raise _unreadable(path, error) from error
-    digest = hashlib.sha256(plan).hexdigest()
+        except MemoryError as error:
+            raise EngineError(
+                f"{path.name!r} with a plan of {header.plan_bytes} bytes",
+                expected="as much free memory",
+                do="close other programs, or build it for a smaller input size",
+            ) from error
+    # Again, of the very bytes that TensorRT gets: the file may have changed in between.
+    _check_plan(path, header, hashlib.sha256(plan).hexdigest())
+    return header, plan
+
+
+def _check_plan(path: Path, header: EngineHeader, digest: str) -> None:
     if digest != header.plan_sha256:
         raise EngineError(
             f"{path.name!r} whose plan has SHA-256 {digest}",
             expected=f"{header.plan_sha256}, as its header says",
             do=f"copy it again, or {BUILD_AGAIN}",
         )
-    return header, plan
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -165,7 +174,7 @@ def _header(file: BinaryIO, path: Path) -> EngineHeader:
         raise _foreign(path, f"starts with the bytes {(start + text[:8]).hex()}")
     if len(text) < length:
         raise _truncated(path, size, f"a header of {length} bytes")
-    header = header_from_json(text)
+    header = header_from_json(text, path.name)
     wanted = _LENGTH.size + length + header.plan_bytes
     if size < wanted:
         raise _truncated(path, size, f"{wanted} bytes")

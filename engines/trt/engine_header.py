@@ -17,10 +17,9 @@ FORMAT = "riceseg-engine"
 FORMAT_VERSION = 1
 
 MAX_HEADER_BYTES = 1_000_000
-MAX_PLAN_BYTES = 16 * 2**30
+MAX_PLAN_BYTES = 4 * 2**30  # twice the largest ONNX file
 
 BUILD_AGAIN = "build it again with `riceseg build`"
-_HEADER = Source("the engine's header", EngineError, BUILD_AGAIN, MAX_HEADER_BYTES)
 
 # A version-compatible plan runs on newer minors, and on the next major in these steps only (from
 # the support matrix of TensorRT 11.4.1: 8 on 10 and 10 on 11, and no other).
@@ -190,13 +189,16 @@ def json_from_header(header: EngineHeader) -> bytes:
     return text
 
 
-def header_from_json(text: bytes) -> EngineHeader:
-    """Read and check a header; EngineError for anything but a valid one."""
-    root = field_from_json(text, _HEADER)
+def header_from_json(text: bytes, file_name: str = "") -> EngineHeader:
+    """Read and check the header of the file `file_name`; EngineError unless it is valid."""
+    of_file = f" of {file_name!r}" if file_name else ""
+    source = Source(f"the engine's header{of_file}", EngineError, BUILD_AGAIN, MAX_HEADER_BYTES)
+    root = field_from_json(text, source)
     root["format"].one_of(FORMAT)
     if root["format_version"].integer(1, 1_000_000) != FORMAT_VERSION:
         raise EngineError(
-            f"an engine of format version {root['format_version'].value}",
+            f"an engine{of_file and f' {file_name!r}'} of format version "
+            f"{root['format_version'].value}",
             expected=f"format version {FORMAT_VERSION}",
             do=f"install a newer riceseg, or {BUILD_AGAIN}",
         )

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple, Type
 
-from engines.errors import OutputError
 from engines.trt.api import TensorRt
 from engines.trt.layer_names import layers_named_in
 
@@ -22,6 +21,7 @@ _LETTERS = "XEWIV"
 
 KEPT_ERRORS = 20
 SHOWN_ERRORS = 3
+MAX_NAME, MAX_ERROR = 200, 1_000  # characters of one message that are shown
 # TensorRT-RTX 1.7 writes 0.6 MB for SegFormer-B0. Timing tactics on a GPU writes more; beyond this
 # only messages that are not verbose go into the file.
 MAX_VERBOSE_BYTES = 32_000_000
@@ -37,14 +37,17 @@ _log = logging.getLogger(__name__)
 class MessageLog:
     """Keeps the last errors and warnings, and writes every message to `path` if there is one.
 
-    A context manager that closes the file. `message` never raises, because TensorRT calls it from
-    C++ that takes no exception; a file that cannot be written any more is told in `failure`.
+    A context manager that closes the file. `path` must be new (OSError where it cannot be made),
+    `kept_as` is where the file will lie after a failure. `message` never raises, because TensorRT
+    calls it from C++ that takes no exception; a file that cannot be written any more is told in
+    `failure`.
     `recognised` are the layers that a builder took for parts of attention, `listing` its list of
     the engine's layers, "" if it wrote none.
     """
 
     def __init__(self, path: Optional[Path] = None) -> None:
         self.path = path
+        self.kept_as: Optional[Path] = path
         self.errors: Deque[str] = deque(maxlen=KEPT_ERRORS)
         self.warnings: Deque[str] = deque(maxlen=KEPT_ERRORS)
         self.failure: Optional[str] = None
@@ -53,7 +56,9 @@ class MessageLog:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._written = 0
-        self._file = None if path is None else _opened(path)
+        self._file: Optional[TextIO] = None
+        if path is not None:
+            self._file = open(path, "x", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
     def message(self, severity: int, text: str) -> None:
         """One message of TensorRT, of any thread."""
@@ -71,7 +76,7 @@ class MessageLog:
             try:
                 self._file.write(line)
             except (OSError, ValueError) as error:
-                self.failure = f"the log {str(self.path)!r} is incomplete: {error}"
+                self.failure = f"TensorRT's log is incomplete: {error}"
                 return
             self._written += len(line)
 
@@ -92,7 +97,7 @@ class MessageLog:
             try:
                 file.close()
             except OSError as error:
-                self.failure = f"the log {str(self.path)!r} is incomplete: {error}"
+                self.failure = f"TensorRT's log is incomplete: {error}"
 
     def __enter__(self) -> MessageLog:
         return self
@@ -177,23 +182,17 @@ def _logger_class(module: Any) -> Any:
     return ForwardingLogger
 
 
+def shortened(text: str, limit: int = MAX_NAME) -> str:
+    """At most `limit` characters of `text`: names in an ONNX file may have megabytes."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def errors_text(errors: Sequence[str]) -> str:
     """The last errors on one line, each once, with the layers of the model that they name."""
     unique: List[str] = list(dict.fromkeys(" ".join(error.split()) for error in errors))
     shown = []
     for error in unique[-SHOWN_ERRORS:]:
-        layers = layers_named_in(error)
+        layers = [shortened(layer) for layer in layers_named_in(error)]
         named = f" [{'layer' if len(layers) == 1 else 'layers'} {', '.join(layers)}]"
-        shown.append(error + (named if layers else ""))
+        shown.append(shortened(error, MAX_ERROR) + (named if layers else ""))
     return "; ".join(shown) or "no error in its log"
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        return open(path, "w", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise OutputError(
-            f"{str(path)!r}: {error.strerror}",
-            expected="a folder that can be written to",
-            do="check that it exists, its permissions and the free space",
-        ) from error

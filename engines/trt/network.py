@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from engines.batches import INPUT_NAME, LOGITS_NAME, OUTPUT_NAME
-from engines.errors import GraphError
+from engines.bundle_fields import EXPORT_AGAIN
+from engines.errors import BundleError, GraphError
 from engines.trt.api import TensorRt
 from engines.trt.layer_names import module_path
-from engines.trt.log import errors_text
+from engines.trt.log import MessageLog, errors_text, shortened
+from engines.trt.options import Contract
 
 MAX_SHOWN = 3
+MAX_REASON = 500
 
 # What parsers before 10.0 write into the log around a node, whose text is protobuf's own.
 _PARSING = re.compile(r"[Ww]hile parsing node number (\d+) \[(\w+)")
@@ -29,11 +32,12 @@ _NOT_HELD = ("CONSTANT", "CAST", "QUANTIZE", "DEQUANTIZE", "SHAPE", "ASSERTION")
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """The shape of `image`; `batch` None where it is free."""
+    """The shape of `image`, `batch` None where it is free, and the names of the outputs."""
 
     batch: Optional[int]
     hw: Tuple[int, int]
     channels: int
+    outputs: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,38 +49,41 @@ class _Refusal:
     reason: str
 
     def __str__(self) -> str:
-        layer = module_path(self.node)
+        layer = shortened(module_path(self.node))
         named = ", ".join(
             part
             for part in (
-                f"operator {self.operator}" if self.operator else "",
+                f"operator {shortened(self.operator)}" if self.operator else "",
                 f"layer {layer}" if layer else "",
             )
             if part
         )
-        return f"{self.node or 'the file'}{f' ({named})' if named else ''}: {self.reason}"
+        node = shortened(self.node) or "the file"
+        return f"{node}{f' ({named})' if named else ''}: {shortened(self.reason, MAX_REASON)}"
 
 
 def network_from_onnx(
-    tensorrt: TensorRt, builder: Any, onnx_path: Path, *, logger: Any, errors: Iterable[str]
+    tensorrt: TensorRt, builder: Any, onnx_path: Path, *, data: bytes, log: MessageLog, logger: Any
 ) -> Tuple[Any, Any]:
     """(network, parser) of a file; the parser owns the weights and must outlive the network.
 
-    `errors` is where the logger collects error texts. Raises GraphError with the nodes that
+    `data` is what the file holds: the parser's bindings take no path that is not UTF-8. `log` is
+    where the logger collects error texts. Raises GraphError with the nodes that
     TensorRT does not take, each with its operator and its layer in the model.
     """
     network = tensorrt.new_network(builder)
     parser = tensorrt.module.OnnxParser(network, logger)
-    if parser.parse_from_file(str(onnx_path)) and parser.num_errors == 0:
+    if parser.parse(data) and parser.num_errors == 0:
         return network, parser
-    refusals = list(_refusals(tensorrt, parser, list(errors)))
+    refusals = list(_refusals(tensorrt, parser, list(log.errors)))
     shown = "; ".join(str(refusal) for refusal in refusals[:MAX_SHOWN])
     more = len(refusals) - MAX_SHOWN
     raise GraphError(
         f"{onnx_path.name!r}, of which {tensorrt} does not take {shown}"
         + (f"; and {more} more in the log" if more > 0 else ""),
         expected="operators, types and shapes that TensorRT's parser takes",
-        do="export it with `riceseg export --target` for this device, or use a newer TensorRT",
+        do="export it with `riceseg export --target` for this device, or use a newer TensorRT"
+        + ("" if log.kept_as is None else f"; its log is {str(log.kept_as)!r}"),
     )
 
 
@@ -126,27 +133,54 @@ def checked_input(network: Any, onnx_path: Path, tensorrt: TensorRt) -> NetworkI
     outputs = {
         network.get_output(i).name: network.get_output(i) for i in range(network.num_outputs)
     }
-    found = ", ".join(f"{t.name} {t.dtype} {tuple(t.shape)}" for t in inputs)
+    found = ", ".join(f"{shortened(t.name)} {t.dtype} {tuple(t.shape)}" for t in inputs[:MAX_SHOWN])
     shape = tuple(inputs[0].shape) if len(inputs) == 1 else ()
     if (
         len(shape) != 4
         or inputs[0].name != INPUT_NAME
         or inputs[0].dtype != names.UINT8
         or min(shape[1:]) < 1
+        or shape[0] == 0
     ):
         raise _wrong_graph(
             onnx_path,
             f"the inputs: {found or 'none'}",
-            f"one input {INPUT_NAME!r} of uint8 (N, H, W, C) with fixed H, W and C",
+            f"one input {INPUT_NAME!r} of uint8 (N, H, W, C) with fixed H, W and C; N not 0",
         )
     types = {OUTPUT_NAME: names.UINT8, LOGITS_NAME: names.FLOAT}
     if not outputs or any(t.dtype != types.get(name) for name, t in outputs.items()):
         raise _wrong_graph(
             onnx_path,
-            "the outputs: " + ", ".join(f"{name} {t.dtype}" for name, t in outputs.items()),
+            "the outputs: "
+            + ", ".join(
+                f"{shortened(name)} {t.dtype}" for name, t in [*outputs.items()][:MAX_SHOWN]
+            ),
             f"{OUTPUT_NAME!r} of uint8, {LOGITS_NAME!r} of float32, or both",
         )
-    return NetworkInput(None if shape[0] < 0 else shape[0], (shape[1], shape[2]), shape[3])
+    return NetworkInput(
+        None if shape[0] < 0 else shape[0], (shape[1], shape[2]), shape[3], tuple(sorted(outputs))
+    )
+
+
+def check_contract(found: NetworkInput, contract: Contract, onnx_path: Path) -> None:
+    """BundleError unless the graph takes and gives what bundle.json says of it."""
+    fixed = contract.batch if found.batch is None else (found.batch,) * 3
+    differences = [
+        f"{what} {said} where the graph has {has}"
+        for what, said, has in (
+            ("a size of", contract.hw, found.hw),
+            ("channels:", contract.channels, found.channels),
+            ("a batch of", list(contract.batch), list(fixed)),
+            ("the outputs", ", ".join(sorted(contract.outputs)), ", ".join(found.outputs)),
+        )
+        if said != has
+    ]
+    if differences:
+        raise BundleError(
+            f"bundle.json that says of {onnx_path.name!r} {'; '.join(differences)}",
+            expected="the input and the outputs of the graph",
+            do=EXPORT_AGAIN,
+        )
 
 
 def _wrong_graph(path: Path, got: str, expected: str) -> GraphError:

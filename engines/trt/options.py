@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 from engines.errors import ConfigError
 from engines.resize import ResizeRule
 
 PRECISIONS = ("fp32", "fp16", "int8")
+AS_WRITTEN = "as written"  # the precision that an ONNX file's own types say
 MAX_OPT_LEVEL = 5
 MAX_WORKSPACE_MB = 1_000_000
 MAX_BATCH = 4_096
@@ -30,6 +31,15 @@ class Calibration:
     convert: bool = False
 
 
+class Contract(NamedTuple):
+    """What a bundle says of its graph; `batch` is (smallest, usual, largest)."""
+
+    hw: Tuple[int, int]
+    channels: int
+    batch: Tuple[int, int, int]
+    outputs: Tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """Options of a build; those that the installed TensorRT lacks are refused when it starts.
@@ -39,7 +49,8 @@ class BuildOptions:
     folder. `refit` keeps the weights exchangeable for other values, `strip_weights` leaves them out
     of the file. `rtx` asks for TensorRT-RTX or, False, for TensorRT; None takes what is there.
     `batch` is (smallest, usual, largest) for an ONNX file whose batch is free, `fp32_nodes` names
-    ONNX nodes that a weakly typed build holds in FP32; a bundle brings both along.
+    ONNX nodes that a weakly typed build holds in FP32; a bundle brings both along, and its
+    `contract`, which the graph is compared with. `precision` AS_WRITTEN is for an ONNX file.
     """
 
     precision: str = "fp16"
@@ -56,9 +67,10 @@ class BuildOptions:
     batch: Optional[Tuple[int, int, int]] = None
     fp32_nodes: Tuple[str, ...] = ()
     calibration: Optional[Calibration] = None
+    contract: Optional[Contract] = None
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
+        if self.precision not in (*PRECISIONS, AS_WRITTEN):
             raise ConfigError(
                 f"--precision {self.precision}",
                 expected=", ".join(PRECISIONS),
@@ -76,8 +88,10 @@ class BuildOptions:
                     do="give, for example, 1:4:8",
                 )
         if self.implicit_int8 and self.precision != "int8":
+            given = self.precision != AS_WRITTEN
             raise ConfigError(
-                f"--implicit-int8 with --precision {self.precision}",
+                "--implicit-int8 with"
+                + (f" --precision {self.precision}" if given else "out --precision"),
                 expected="--precision int8",
                 do="add --precision int8, or leave --implicit-int8 out",
             )

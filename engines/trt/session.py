@@ -7,6 +7,7 @@ sees to that.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NoReturn, Optional, Sequence, Tuple
@@ -15,9 +16,9 @@ import numpy as np
 
 from engines.batches import INPUT_NAME, LOGITS_NAME, OUTPUT_NAME
 from engines.errors import DeviceError, EngineError
-from engines.images import sha256_of_file
 from engines.trt.engine_header import BUILD_AGAIN
 from engines.trt.log import MessageLog, errors_text, listening, process_logger
+from engines.trt.places import bytes_of_onnx
 from engines.trt.slots import Port, Slot
 
 if TYPE_CHECKING:
@@ -170,7 +171,9 @@ class Session:
                 expected=f"the ONNX file {self.header.onnx_file!r} and TensorRT 10 or newer",
                 do=f"pass refit_from=PATH, open the whole bundle, or {BUILD_AGAIN}",
             )
-        found = sha256_of_file(onnx)
+        # As bytes: the bindings take no path that is not UTF-8.
+        data = bytes_of_onnx(onnx)
+        found = hashlib.sha256(data).hexdigest()
         if found != self.header.onnx_sha256:
             raise EngineError(
                 f"weights from {onnx.name!r} with SHA-256 {found}",
@@ -181,11 +184,10 @@ class Session:
         with errors_of(self._tensorrt) as errors:
             log = process_logger(self._tensorrt)
             refitter = module.Refitter(self._engine, log)
-            done = (
-                module.OnnxParserRefitter(refitter, log).refit_from_file(str(onnx))
-                and refitter.refit_cuda_engine()
-            )
-            del refitter  # An error's traceback would keep it, and with it the engine.
+            # The parser owns the weights, which are read by the second call.
+            parser = module.OnnxParserRefitter(refitter, log)
+            done = parser.refit_from_bytes(data) and refitter.refit_cuda_engine()
+            del parser, refitter  # An error's traceback would keep them, and the engine.
         if not done:
             self._refused(f"which does not take the weights of {onnx.name!r}", errors)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Tuple
 
@@ -22,12 +24,12 @@ from engines.trt.calibrator import (
 )
 from engines.trt.config import BuildInputs, config_from_options
 from engines.trt.constant_scales import constant_scale_lines
-from engines.trt.engine_file import SUFFIX
-from engines.trt.log import MessageLog, errors_text
+from engines.trt.log import MessageLog, errors_text, shortened
 from engines.trt.memory import check_memory, free_memory, memory_forecast, workspace_bytes
 from engines.trt.monitor import Interruption, build_monitor
 from engines.trt.network import (
     NetworkInput,
+    check_contract,
     checked_input,
     hold_in_fp32,
     largest_layer_bytes,
@@ -35,13 +37,20 @@ from engines.trt.network import (
     onnx_nodes,
     precision_in,
 )
-from engines.trt.options import BuildOptions, Calibration
+from engines.trt.options import AS_WRITTEN, BuildOptions, Calibration
+from engines.trt.places import beside, bytes_of_onnx, replace_file
 from engines.trt.timing_cache import default_timing_cache, load_timing_cache, save_timing_cache
+
+_OUT_OF_MEMORY = re.compile(r"out.?of.?memory|insufficient (?:memory|workspace)", re.IGNORECASE)
 
 
 @dataclass
 class Work:
-    """What every stage of one build needs; `notes` go into the header, `nodes` are the graph's."""
+    """What every stage of one build needs.
+
+    `notes` go into the header, `nodes` are the graph's, `onnx_sha256` is of the bytes that were
+    parsed. Options AS_WRITTEN get the graph's precision when it is known.
+    """
 
     tensorrt: TensorRt
     options: BuildOptions
@@ -52,32 +61,27 @@ class Work:
     warnings: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
     nodes: Tuple[str, ...] = ()
+    onnx_sha256: str = ""
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
         self.progress.warn(text)
 
 
-def beside(engine: Path, suffix: str) -> Path:
-    """A file that goes with an engine: NAME.log beside NAME.engine, never the engine itself."""
-    name = engine.stem if engine.suffix == SUFFIX else engine.name
-    return engine.with_name(name + suffix)
-
-
 def plan_from_onnx(work: Work, onnx_path: Path, out_path: Path) -> bytes:
     """The plan of an ONNX file; `out_path` is the engine's, for files that go beside it."""
-    tensorrt, options = work.tensorrt, work.options
+    tensorrt = work.tensorrt
     interruption = Interruption()
     # Ctrl-C is noted here too: raised in the logger, which C++ calls, it would end the interpreter.
     with work.progress.stage("parse the ONNX file"), interruption.watched(can_cancel=True):
         builder = tensorrt.new_builder(work.logger)
         # The parser owns the weights: it lives as long as the network.
-        network, parser = network_from_onnx(
-            tensorrt, builder, onnx_path, logger=work.logger, errors=work.log.errors
-        )
+        network, parser = _parsed(work, builder, onnx_path)
         found = checked_input(network, onnx_path, tensorrt)
+        if work.options.contract is not None:
+            check_contract(found, work.options.contract, onnx_path)
         work.nodes = onnx_nodes(network, tensorrt)
-        batch = _batch_range(options, found)
+        batch = _batch_range(work.options, found)
         _check_precision(work, precision_in(network, tensorrt), onnx_path)
         workspace = _forecast(work, network, onnx_path, batch[2])
         fp32_layers = _hold(work, network)
@@ -93,12 +97,20 @@ def plan_from_onnx(work: Work, onnx_path: Path, out_path: Path) -> bytes:
             calibrator=None if run is None else calibrator(tensorrt, run),
             fp32_layers=fp32_layers,
         )
-        config = config_from_options(tensorrt, builder, options, inputs)
+        config = config_from_options(tensorrt, builder, work.options, inputs)
         plan = _built(work, (builder, network, config), interruption, run)
         if run is not None and run.written is not None:
             _keep_cache(work, run.written, beside(out_path, ".calibration.cache"))
     del parser
     return plan
+
+
+def _parsed(work: Work, builder: Any, onnx_path: Path) -> Tuple[Any, Any]:
+    data = bytes_of_onnx(onnx_path)
+    work.onnx_sha256 = hashlib.sha256(data).hexdigest()
+    return network_from_onnx(
+        work.tensorrt, builder, onnx_path, data=data, log=work.log, logger=work.logger
+    )
 
 
 def _built(
@@ -132,13 +144,16 @@ def _built(
 
 def _gave_up(work: Work) -> EngineError:
     advice = "try --opt-level 2, a smaller --workspace or another --precision"
+    if any(_OUT_OF_MEMORY.search(error) for error in work.log.errors):
+        # Scratch that a tactic may not have is "out of memory" too.
+        advice = "give a larger --workspace or leave it out, and close other programs"
     if work.cuda is None and (work.options.strip_weights or work.options.refit):
         # Seen with TensorRT-RTX 1.7.1, whose guide promises it without a GPU.
         advice = "build it on a machine with a GPU, or leave --refit and --strip-weights out"
     return EngineError(
         f"a build that {work.tensorrt} gave up: {errors_text(work.log.errors)}",
         expected="a graph and a GPU that it can build for",
-        do=f"{advice}; its log is {str(work.log.path)!r}",
+        do=f"{advice}; its log is {str(work.log.kept_as)!r}",
     )
 
 
@@ -164,6 +179,9 @@ def _batch_range(options: BuildOptions, found: NetworkInput) -> Tuple[int, int, 
 
 def _check_precision(work: Work, written: str, onnx_path: Path) -> None:
     """What the file is written in must allow what is asked for; an engine never lies about it."""
+    if work.options.precision == AS_WRITTEN:
+        work.options = replace(work.options, precision=written)
+        return
     wanted, typed = work.options.precision, work.tensorrt.strongly_typed_only()
     if work.options.implicit_int8:
         fits = written == "fp32"
@@ -209,7 +227,7 @@ def _hold(work: Work, network: Any) -> bool:
     if missing:
         work.warn(
             f"{len(missing)} of {len(nodes)} nodes to hold in FP32 were not found, the first is "
-            f"{missing[0]!r}"
+            f"{shortened(missing[0])!r}"
         )
     work.notes.append("layers that the graph computes in FP32 are held there")
     return True
@@ -240,7 +258,7 @@ def _calibration(
 
 def _keep_cache(work: Work, cache: bytes, path: Path) -> None:
     try:
-        path.write_bytes(cache)
+        replace_file(path, [cache])
     except OSError as error:
         work.warn(f"the calibration cache {str(path)!r} was not written: {error.strerror}")
     else:

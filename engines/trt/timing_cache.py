@@ -6,7 +6,6 @@ GPU and one version; TensorRT checks that and its own checksum.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any, Callable
@@ -14,6 +13,7 @@ from typing import Any, Callable
 from engines.cache_folder import cache_folder
 from engines.cuda.interface import GpuInfo
 from engines.trt.api import TensorRt
+from engines.trt.places import replace_file
 
 MAX_BYTES = 2**30
 
@@ -58,15 +58,11 @@ def save_timing_cache(config: Any, path: Path, warn: Warn) -> None:
     if memory is None:
         warn(f"timing cache {str(path)!r} was not written: TensorRT gave none")
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(bytes(memory))
-        os.replace(temporary, path)
+        replace_file(path, [bytes(memory)])
     except OSError as error:
         warn(f"timing cache {str(path)!r} was not written: {error.strerror}")
-        if temporary.exists():
-            temporary.unlink()
 
 
 def _taken(config: Any, data: bytes) -> bool:

@@ -184,7 +184,8 @@ def _add_classes(module, parts):
             self.logger = logger
             self.num_errors = 0
 
-        def parse_from_file(self, path):
+        def parse(self, data):
+            module.calls.append(("parse", data))
             for severity, text in module.graph.messages:
                 self.logger.log(severity, text)
             self.num_errors = len(module.graph.errors)

@@ -292,10 +292,9 @@ def fake_tensorrt(cuda, version="10.3.0"):
         def __init__(self, refitter, logger):
             self.refitter, self.num_errors = refitter, 0
 
-        def refit_from_file(self, model):
-            cuda.note("refit_from_file", model)
-            with open(model, "rb") as file:
-                self.refitter.ready = file.read().startswith(b"weights")
+        def refit_from_bytes(self, model):
+            cuda.note("refit_from_bytes", model)
+            self.refitter.ready = model.startswith(b"weights")
             if not self.refitter.ready:
                 self.refitter.logger.log(Severity.ERROR, "refit: conv1.weight is missing")
             return self.refitter.ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import struct
@@ -218,7 +219,9 @@ def test_a_missing_field_is_named(path):
     document = document_of(path)
     del document["gpu_name"]
     path.write_bytes(engine_bytes(document))
-    with pytest.raises(EngineError, match="the engine's header without 'gpu_name'"):
+    with pytest.raises(
+        EngineError, match=r"the engine's header of '현장\.engine' without 'gpu_name'"
+    ):
         header_from_engine(path)
 
 
@@ -334,3 +337,36 @@ def test_the_command_that_rebuilds_has_the_same_options(tmp_path):
         "--hardware-compatible --dla 1 --strip-weights"
     )
     assert rebuild_command(rtx_header(), tmp_path / "a.engine").endswith("--precision fp16 --rtx")
+
+
+def test_a_huge_plan_is_refused_before_it_is_read(path, monkeypatch):
+    document = {**document_of(path), "plan_bytes": 2**32 + 1}
+    path.write_bytes(engine_bytes(document))
+    with pytest.raises(EngineError, match=r"4294967297 .*from 1 to 4294967296"):
+        header_from_engine(path)
+    path.write_bytes(engine_bytes({**document, "plan_bytes": 2**28}, b""))
+    os.truncate(str(path), path.stat().st_size + 2**28)
+    with pytest.raises(EngineError, match="whose plan has SHA-256 a6d72ac7"):
+        plan_from_engine(path)
+
+
+def test_a_plan_without_memory_for_it_is_an_engine_error(path, monkeypatch):
+    class Small(io.BytesIO):
+        def read(self, size=-1):
+            if size == len(PLAN):
+                raise MemoryError
+            return super().read(size)
+
+        def fileno(self):
+            return file.fileno()
+
+    with open(path, "rb") as file:
+        monkeypatch.setattr("engines.trt.engine_file._opened", lambda _: Small(path.read_bytes()))
+        with pytest.raises(EngineError, match=r"a plan of 204 bytes; expected as much free memory"):
+            plan_from_engine(path)
+
+
+def test_a_format_version_of_later_names_the_file(path):
+    path.write_bytes(engine_bytes({**document_of(path), "format_version": 2}))
+    with pytest.raises(EngineError, match=r"an engine '현장\.engine' of format version 2"):
+        header_from_engine(path)

@@ -91,7 +91,10 @@ def test_batch_and_fp32_nodes_come_from_the_bundle(tmp_path):
     assert options_from_bundle(bundle, folder, BuildOptions()).batch == (1, 1, 1)
     assert options_from_bundle(bundle, folder, BuildOptions(batch=(1, 2, 4))).batch == (1, 2, 4)
     hinted = SimpleNamespace(
-        build=SimpleNamespace(fp32_nodes=("/net/norm/Pow",)), input=bundle.input, files={}
+        build=SimpleNamespace(fp32_nodes=("/net/norm/Pow",)),
+        input=bundle.input,
+        files={},
+        outputs=("labels",),
     )
     assert options_from_bundle(hinted, folder, BuildOptions()).fp32_nodes == ("/net/norm/Pow",)
     own = options_from_bundle(hinted, folder, BuildOptions(fp32_nodes=("/a",)))

@@ -272,7 +272,8 @@ def test_an_operator_that_the_parser_refuses_is_named_with_its_layer(site):
     assert "'모델.onnx', of which TensorRT 10.3.0 does not take /net/head/Det" in text
     assert "(operator Det, layer net.head): there is no such operator in TensorRT" in text
     assert "/net/b1/Add (operator Add, layer net.b1): bad 1; and 1 more in the log" in text
-    assert site.left() == ["out.log", "모델.onnx"]
+    assert "out.failed.log" in text
+    assert site.left() == ["out.failed.log", "모델.onnx"]
 
 
 def test_a_parser_before_10_tells_the_node_in_its_log(site):
@@ -294,10 +295,10 @@ def test_a_build_that_fails_says_why_and_keeps_its_log(site):
     def on_build(config, monitor):
         site.module.logger.log(1, "Could not find any implementation for node /net/a/Conv.")
 
-    with pytest.raises(EngineError, match=r"node /net/a/Conv\. \[layer net\.a\].*out\.log"):
+    with pytest.raises(EngineError, match=r"node /net/a/Conv\. \[layer net\.a\].*out\.failed\.log"):
         site.build(on_build=on_build, plan=None)
-    assert site.left() == ["out.log", "모델.onnx"]
-    assert "Could not find any" in (site.folder / "out.log").read_text(encoding="utf-8")
+    assert site.left() == ["out.failed.log", "모델.onnx"]
+    assert "Could not find any" in (site.folder / "out.failed.log").read_text(encoding="utf-8")
 
 
 class Steps(SilentProgress):

@@ -20,6 +20,7 @@ from engines.trt.log import (
     listening,
     process_logger,
 )
+from engines.trt.places import build_log
 
 
 @pytest.fixture
@@ -82,8 +83,21 @@ def test_a_full_disk_is_told_and_raises_nothing():
 
 
 def test_a_log_in_no_folder_is_an_output_error(tmp_path):
-    with pytest.raises(OutputError, match="folder that can be written to"):
-        MessageLog(tmp_path / "no" / "a.log")
+    log = build_log(tmp_path / "no" / "a.engine")
+    with pytest.raises(OutputError, match="folder that can be written to"), log:
+        pass
+
+
+def test_a_log_takes_no_name_that_is_there(tmp_path):
+    (tmp_path / "a.log").write_bytes(b"of a good build")
+    with pytest.raises(FileExistsError):
+        MessageLog(tmp_path / "a.log")
+
+
+def test_errors_and_the_layers_in_them_are_shown_in_part():
+    text = errors_text(["/net/" + "a" * 9_000 + "/Conv failed"])
+    assert len(text) == 1_000 + len(" [layer ]") + 200
+    assert "... [layer net." in text
 
 
 def test_a_process_has_one_logger(tensorrt):

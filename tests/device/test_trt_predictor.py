@@ -475,8 +475,8 @@ def test_an_engine_without_weights_takes_them_from_its_onnx_file(rig, onnx):
     header = {"stripped": True, "onnx_sha256": ONNX_SHA256}
     with rig.open(stripped=True, header=header, options={"refit_from": onnx}) as predictor:
         assert predictor.labels(flat(200)).min() == 3
-    assert rig.cuda.names("refit_from_file", "create_context") == [
-        "refit_from_file",
+    assert rig.cuda.names("refit_from_bytes", "create_context") == [
+        "refit_from_bytes",
         "create_context",
     ]
 
