@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 import sys
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
+from engines.commands.mistakes import exit_code_of
 from engines.commands.parsing import Command, parsed
-from engines.errors import ConfigError, GateError, UserError
-from engines.progress import Progress, printable, text_progress
+from engines.errors import ConfigError
+from engines.progress import Progress, text_progress
 
 
 def commands() -> Tuple[Command, ...]:
@@ -27,35 +26,27 @@ def commands() -> Tuple[Command, ...]:
 def main(arguments: Optional[Sequence[str]] = None, *, prog: str = "python -m engines") -> int:
     """Run one command; the exit code is 0, 1 for a failed gate, 2 for a user's mistake."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    _let_every_text_pass()
+    return exit_code_of(lambda: _run(given, prog))
+
+
+def _run(given: List[str], prog: str) -> int:
     verbose = given[:1] in (["-v"], ["--verbose"])
     if verbose:
         given = given[1:]
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
-    try:
-        if not given or given[0] in ("-h", "--help"):
-            print(_help(prog), flush=True)
-            return 0
-        command = _command(given[0], prog)
-        options = parsed(command, f"{prog} {command.name}", given[1:])
-        code = command.run(options, text_progress(sys.stderr))
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        return _stopped(error, 2)
-    except GateError as error:
-        return _stopped(error, 1)
-    except BrokenPipeError:  # whoever read the output, `head` say, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    if not given or given[0] in ("-h", "--help"):
+        print(_help(prog))
+        return 0
+    command = _command(given[0], prog)
+    options = parsed(command, f"{prog} {command.name}", given[1:])
+    return command.run(options, text_progress(sys.stderr))
 
 
 def run_command(command: Command, arguments: Sequence[str], progress: Progress) -> int:
     """One command for a caller that has its own error texts and progress display."""
-    return command.run(parsed(command, f"riceseg {command.name}", arguments), progress)
+    code = command.run(parsed(command, f"riceseg {command.name}", arguments), progress)
+    sys.stdout.flush()  # a full disk is told while the caller still listens
+    return code
 
 
 def _command(name: str, prog: str) -> Command:
@@ -73,21 +64,6 @@ def _help(prog: str) -> str:
     lines = [f"usage: {prog} [-v] COMMAND ...", "", "Commands:"]
     lines += [f"  {command.name:<10}{command.summary}" for command in commands()]
     return "\n".join([*lines, "", f"`{prog} COMMAND --help` tells more."])
-
-
-def _stopped(error: Exception, code: int) -> int:
-    print(f"error: {printable(str(error))}", file=sys.stderr)
-    return code
-
-
-def _let_every_text_pass() -> None:
-    """Class and device names are of any script: what the terminal's encoding lacks is escaped."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "int8")
 RUNTIMES = ("auto", "tensorrt", "onnx")
+MOST_THREADS = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,13 @@ class Wish:
         if self.runtime not in RUNTIMES:
             raise ConfigError(
                 f"runtime {self.runtime!r}", expected=" or ".join(RUNTIMES), do="use one of these"
+            )
+        # ONNX Runtime starts as many as it is told, until the machine has no more.
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(
+                f"{self.threads} threads",
+                expected=f"1 to {MOST_THREADS}",
+                do="leave it out for all cores",
             )
 
 

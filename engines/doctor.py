@@ -28,9 +28,11 @@ def doctor_record(
     their own, `timeout_s` for each of the two.
     """
     top = Path(root)
-    this_machine = machine.machine_record(top, device=device)
+    cuda, silent = _driver_cuda()
+    this_machine = machine.machine_record(top, device=device, ask_driver=not silent)
     packages = probe.packages_found(timeout_s=timeout_s)
-    gpu = _gpu(top, this_machine, device, timeout_s)
+    gpu = _gpu(top, this_machine, cuda)
+    gpu.update(probe.cuda_found(device, timeout_s=timeout_s))
     can = _can(packages, gpu)
     return {
         "riceseg": _riceseg_version(),
@@ -40,7 +42,7 @@ def doctor_record(
         "packages": {title: package.record() for title, package in packages.items()},
         "can": can,
         "install": _install(can, this_machine, gpu),
-        "problems": diagnosis.problems(top, this_machine, packages, gpu),
+        "problems": [*silent, *diagnosis.problems(top, this_machine, packages, gpu)],
     }
 
 
@@ -87,17 +89,23 @@ def _python() -> Dict[str, Any]:
     return record
 
 
-def _gpu(
-    root: Path, this_machine: Mapping[str, Any], device: int, timeout_s: float
-) -> Dict[str, Any]:
+def _driver_cuda() -> Tuple[Optional[str], List[diagnosis.Advice]]:
+    """The driver's CUDA version, and what to do where nvidia-smi hangs, which is asked once."""
+    try:
+        return nvidia_smi.driver_cuda_version(), []
+    except TimeoutError as error:
+        do = "run nvidia-smi; if it hangs there too, look at `sudo dmesg` and restart the machine"
+        return None, [{"problem": str(error), "do": do}]
+
+
+def _gpu(root: Path, this_machine: Mapping[str, Any], cuda: Optional[str]) -> Dict[str, Any]:
     gpu = {
         "name": this_machine.get("device") if this_machine.get("driver") else None,
         "compute_capability": this_machine.get("compute_capability"),
         "memory_mb": this_machine.get("gpu_memory_mb"),
         "driver": this_machine.get("driver"),
-        "cuda": nvidia_smi.driver_cuda_version(),
+        "cuda": cuda,
     }
-    gpu.update(probe.cuda_found(device, timeout_s=timeout_s))
     toolkit = text_of(root / "usr/local/cuda/version.json") or ""
     gpu["cuda_toolkit"] = _quoted_after(toolkit, '"cuda"', '"version"')
     return {key: value for key, value in gpu.items() if value is not None}

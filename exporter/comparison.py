@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.reports.merge import detail_columns, merged_columns, merged_markdown
-from engines.reports.report import json_text, write_text
+from engines.reports.merge import detail_columns, merged_columns, write_merged
+from engines.reports.report import write_text
 from exporter.report_page import page_environment
 
 TEMPLATE = "comparison.html.jinja"
@@ -19,14 +19,11 @@ def write_comparison(merged: Mapping[str, Any], folder: Path) -> list[Path]:
     The page is self-contained, without scripts or network. Raises OutputError if a file cannot be
     written.
     """
-    texts = {
-        "comparison.json": json_text(merged),
-        "comparison.md": merged_markdown(merged),
-        "comparison.html": html_from_merged(merged),
-    }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
+    html = html_from_merged(merged)
+    page = folder / "comparison.html"
+    paths = write_merged(merged, folder)
+    write_text(page, html)
+    return [*paths, page]
 
 
 def html_from_merged(merged: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ than `--max-drop`, and 2 for what could not be used.
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,26 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / "engines").is_dir():
     sys.path.insert(0, str(ROOT))
 
+from engines.commands.mistakes import exit_code_of  # noqa: E402 - found by the line above
 from engines.commands.parsing import parsed  # noqa: E402
-from engines.commands.trt_eval import COMMAND  # noqa: E402 - found by the line above
-from engines.errors import GateError, RicesegError  # noqa: E402
-from engines.progress import printable, text_progress  # noqa: E402
+from engines.commands.trt_eval import COMMAND  # noqa: E402
+from engines.progress import text_progress  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; the exit code. Every mistake of a user is one line on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # class names are of any script
-    try:
-        return COMMAND.run(parsed(COMMAND, "trt_eval.py", arguments), text_progress(sys.stderr))
-    except RicesegError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1 if isinstance(error, GateError) else 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_code_of(
+        lambda: COMMAND.run(parsed(COMMAND, "trt_eval.py", arguments), text_progress(sys.stderr))
+    )
 
 
 if __name__ == "__main__":

@@ -434,9 +434,9 @@ def test_ctrl_c_leaves_nothing(stage: bytes, lab: Path, out: Path) -> None:
     wait_for(child, stage)
     child.send_signal(signal.SIGINT)
     stderr = child.communicate(timeout=60)[1]
-    assert child.returncode in (1, 130)
+    assert child.returncode == 130
     assert b"Traceback" not in stderr
-    assert b"Aborted!" in stderr
+    assert b"interrupted" in stderr
 
 
 def limit_file_size() -> None:

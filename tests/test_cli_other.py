@@ -17,13 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from rich.cells import cell_len
 
 from engines.bundle import bundle_from_folder
 from engines.segmenter import Segmenter
+from exporter.commands.group import riceseg
 from exporter.zoo import ZOO
 from tests.tiny_segformer import (
     BIN,
@@ -458,10 +461,23 @@ def export_arguments(lab: Path, out: Path) -> list[str]:
     )
 
 
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, click.Abort])
+def test_ctrl_c_in_a_command_of_the_board_is_no_failed_gate(
+    raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(**options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("engines.doctor.doctor_record", record)
+    result = CliRunner().invoke(riceseg, ["doctor"])
+    assert result.exit_code == 130
+    assert result.stderr.endswith("\ninterrupted\n")
+
+
 def test_ctrl_c_gives_the_terminal_back_and_leaves_nothing(lab: Path, tmp_path: Path) -> None:
     arguments = export_arguments(lab, tmp_path / "place/out")
     code, shown, same = on_terminal(arguments, interrupt_at=b"verify")
-    assert code in (1, 130)
+    assert code == 130
     assert "Traceback" not in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is visible again
     assert same

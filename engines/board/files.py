@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import selectors
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
+MOST_OUTPUT = 1_000_000  # bytes of a command
 MOST_BYTES = 65536  # of one file of the kernel; /var/lib/dpkg/status is read line by line instead
 
 
@@ -66,23 +71,60 @@ def output_of(command: Sequence[str], *, timeout_s: float = 10.0) -> Optional[st
 
 
 def status_and_output(command: Sequence[str], *, timeout_s: float) -> Tuple[Optional[int], str]:
-    """Exit status and standard output; status None if it could not be started or was stopped."""
+    """Exit status and standard output; status None if it could not be started or was stopped.
+
+    It is stopped, with all that it started, after the time or 1 MB of output.
+    """
     found = shutil.which(command[0])
     if found is None:
         return None, ""
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             [found, *command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=timeout_s,
-            check=False,
             env=plain_environment(),
+            start_new_session=True,
         )
-    except (OSError, subprocess.SubprocessError):
+    except OSError:
         return None, ""
-    return done.returncode, done.stdout.decode("utf-8", "replace")
+    deadline = time.monotonic() + timeout_s
+    try:
+        output = _output(child, deadline)
+        status = child.wait(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None, ""
+    finally:
+        stop_group(child)
+    return status, output.decode("utf-8", "replace")
+
+
+def _output(child: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """All of it; TimeoutExpired at the deadline, or where it is too much to be what was asked."""
+    assert child.stdout is not None
+    output = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while len(output) <= MOST_OUTPUT and selector.select(max(0.0, deadline - time.monotonic())):
+            part = os.read(child.stdout.fileno(), 65536)
+            if not part:
+                return output
+            output += part
+    raise subprocess.TimeoutExpired(child.args, 0.0)
+
+
+def stop_group(child: subprocess.Popen[bytes]) -> None:
+    """End a child that leads its own process group, with what it started; harmless afterwards."""
+    if child.returncode is None:  # not waited for, so its number is no other process's yet
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except OSError:
+            child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=1.0)  # one that waits inside a broken driver cannot be ended
+    if child.stdout is not None:
+        child.stdout.close()
 
 
 def plain_environment() -> Dict[str, str]:

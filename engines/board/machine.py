@@ -15,14 +15,19 @@ PACKAGES = ("riceseg", "torch", "onnx", "onnxruntime", "onnxsim", "numpy")
 
 
 def machine_record(
-    root: Union[str, os.PathLike[str]] = "/", *, gpu_name: Optional[str] = None, device: int = 0
+    root: Union[str, os.PathLike[str]] = "/",
+    *,
+    gpu_name: Optional[str] = None,
+    device: int = 0,
+    ask_driver: bool = True,
 ) -> Dict[str, Any]:
     """What it is and how it is set; a key that is not known is left out.
 
     Always: cpu, cores (usable), memory_gb (1e9 bytes), os, python. On a Jetson: device, l4t,
     jetpack, power_mode, power_mode_id, clocks (MHz, and `fixed`: jetson_clocks is on). With a
     desktop GPU, CUDA's number `device`: device (its name, or `gpu_name` where CUDA has told it),
-    driver, gpu_memory_mb (2**20 bytes), compute_capability, power_limit_w, clocks.
+    driver, gpu_memory_mb (2**20 bytes), compute_capability, power_limit_w, clocks; without them
+    where the driver is not to be asked.
     """
     top = Path(root)
     record: Dict[str, Any] = {
@@ -32,7 +37,11 @@ def machine_record(
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
     }
-    found = _jetson_record(top) if jetson.is_jetson(top) else _desktop_record(device)
+    found: Dict[str, Any] = {}
+    if jetson.is_jetson(top):
+        found = _jetson_record(top)
+    elif ask_driver:
+        found = _desktop_record(device)
     if gpu_name and not jetson.is_jetson(top):
         found["device"] = gpu_name
     record.update((key, value) for key, value in found.items() if value not in (None, {}))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from typing import Any, Dict, Optional
 
-from engines.board.files import output_of, status_and_output
+from engines.board.files import status_and_output
 
 # nvidia-smi refuses the whole question for one name that it does not know: compute_cap came with
 # driver 510, and cuda_version never existed.
 FIELDS = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm", "compute_cap")
 OLD_FIELDS = FIELDS[:-1]
+TIMEOUT_S = 5.0
 
 
 def gpu_choice(device: int) -> str:
@@ -33,7 +35,8 @@ def gpu_record(device: int = 0) -> Dict[str, Any]:
     choice = gpu_choice(device)
     for fields in (FIELDS, OLD_FIELDS):
         status, output = status_and_output(
-            ["nvidia-smi", f"--id={choice}", f"--query-gpu={','.join(fields)}", *CSV], timeout_s=20
+            ["nvidia-smi", f"--id={choice}", f"--query-gpu={','.join(fields)}", *CSV],
+            timeout_s=TIMEOUT_S,
         )
         if status == 0:
             return _record(dict(zip(fields, _cells(output))))
@@ -42,9 +45,17 @@ def gpu_record(device: int = 0) -> Dict[str, Any]:
     return {}
 
 
-def driver_cuda_version() -> Optional[str]:
-    """The CUDA version that the driver supports, for example "12.6"; None if it is not known."""
-    found = re.search(r"CUDA Version:\s*(\d+\.\d+)", output_of(["nvidia-smi"], timeout_s=20) or "")
+def driver_cuda_version(*, timeout_s: float = TIMEOUT_S) -> Optional[str]:
+    """The CUDA version that the driver supports, for example "12.6"; None if it is not known.
+
+    Raises TimeoutError if nvidia-smi had to be stopped.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return None
+    status, output = status_and_output(["nvidia-smi"], timeout_s=timeout_s)
+    if status is None:
+        raise TimeoutError(f"nvidia-smi gives no answer within {timeout_s:g} s")
+    found = re.search(r"CUDA Version:\s*(\d+\.\d+)", output) if status == 0 else None
     return found.group(1) if found else None
 
 

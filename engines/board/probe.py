@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
+
+from engines.board.files import stop_group
 
 # Title -> modules to try, and distributions whose version counts where the module has none.
 PROBED: Dict[str, Tuple[Tuple[str, ...], Tuple[str, ...]]] = {
@@ -84,6 +85,12 @@ except Exception as error:
     answer = {"error": "%s: %s" % (type(error).__name__, error)}
 print("\\nriceseg-probe " + json.dumps(answer))
 """
+_CUDA_KINDS = (
+    *((key, str) for key in ("binding", "name", "compute_capability", "cuda", "error", "do")),
+    ("memory_mb", int),
+    ("integrated", bool),
+)
+_NO_ANSWER = "prints over the answer to whether it loads"
 
 
 @dataclass(frozen=True)
@@ -106,23 +113,34 @@ def packages_found(*, timeout_s: float = 60.0) -> Dict[str, Package]:
     started: Dict[str, subprocess.Popen[bytes]] = {}
     found: Dict[str, Package] = {}
     importlib.invalidate_caches()
-    for title, (modules, distributions) in PROBED.items():
-        if _nowhere(modules):
-            found[title] = Package("missing")
-        elif title in NOT_IMPORTED:
-            found[title] = Package("works", version=_version(distributions))
-        else:
-            question = json.dumps([sys.path, modules, distributions])
-            started[title] = _child(_PACKAGE_CODE, question)
-    deadline = time.monotonic() + timeout_s
-    for title, child in started.items():
-        answer = _answer(child, deadline)
-        providers = tuple(str(name) for name in answer.pop("providers", ()))
-        error = answer.pop("error", None)
-        found[title] = Package("broken", said=error) if error else Package(**answer)
-        if providers:
-            found[title] = Package(**{**answer, "providers": providers})
+    try:
+        for title, (modules, distributions) in PROBED.items():
+            if _nowhere(modules):
+                found[title] = Package("missing")
+            elif title in NOT_IMPORTED:
+                found[title] = Package("works", version=_version(distributions))
+            else:
+                question = json.dumps([sys.path, modules, distributions])
+                started[title] = _child(_PACKAGE_CODE, question)
+        deadline = time.monotonic() + timeout_s
+        found.update({t: _package(_answer(child, deadline)) for t, child in started.items()})
+    except BaseException:  # Ctrl-C does not reach them: they are in groups of their own
+        for child in started.values():
+            stop_group(child)
+        raise
     return {title: found[title] for title in PROBED}
+
+
+def _package(answer: Dict[str, Any]) -> Package:
+    if "error" in answer:
+        return Package("broken", said=str(answer["error"]))
+    state = answer.get("state")
+    if state not in ("works", "missing", "broken"):
+        return Package("broken", said=_NO_ANSWER)
+    texts = {key: str(answer[key]) for key in ("version", "path", "said") if answer.get(key)}
+    providers = answer.get("providers")
+    names = tuple(map(str, providers)) if isinstance(providers, list) else ()
+    return Package(state, providers=names, **texts)
 
 
 def cuda_found(device: int = 0, *, timeout_s: float = 60.0) -> Dict[str, Any]:
@@ -132,7 +150,13 @@ def cuda_found(device: int = 0, *, timeout_s: float = 60.0) -> Dict[str, Any]:
     """
     parent = str(Path(__file__).resolve().parent.parent.parent)
     child = _child(_CUDA_CODE, json.dumps([[parent, *sys.path], device]))
-    return _answer(child, time.monotonic() + timeout_s)
+    try:
+        answer = _answer(child, time.monotonic() + timeout_s)
+    except BaseException:
+        stop_group(child)
+        raise
+    known = {key: answer[key] for key, kinds in _CUDA_KINDS if isinstance(answer.get(key), kinds)}
+    return known if "error" in known or "name" in known else {"error": _NO_ANSWER}
 
 
 def _nowhere(modules: Tuple[str, ...]) -> bool:
@@ -164,22 +188,18 @@ def _answer(child: subprocess.Popen[bytes], deadline: float) -> Dict[str, Any]:
     try:
         output, _ = child.communicate(timeout=max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        _stop(child)
+        stop_group(child)
         return {"error": "does not answer (stopped while it was being loaded)"}
     lines = output.decode("utf-8", "replace").splitlines()
     answers = [line[len(_MARK) :] for line in lines if line.startswith(_MARK)]
     if child.returncode == 0 and answers:
-        answer: Dict[str, Any] = json.loads(answers[-1])
-        return answer
+        # What is loaded there may print anything, at its end too.
+        try:
+            answer = json.loads(answers[-1])
+        except (ValueError, RecursionError):
+            answer = None
+        return answer if isinstance(answer, dict) else {"error": _NO_ANSWER}
     return {"error": f"crashes Python ({_ended(child.returncode)})"}
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except OSError:
-        child.kill()
-    child.communicate()
 
 
 def _ended(status: int) -> str:

@@ -10,7 +10,7 @@ import warnings
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from engines.board import nvidia_smi
-from engines.board.files import output_of, plain_environment
+from engines.board.files import plain_environment, status_and_output
 from engines.board.sensors import (
     CLOCK,
     CLOCK_RANGE_MHZ,
@@ -153,8 +153,10 @@ def smi(device: int, interval_ms: int) -> Optional[LineSource]:
         fields = [*SMI_FIELDS, *([reason_field] if reason_field else [])]
         question = [f"--id={nvidia_smi.gpu_choice(device)}", f"--query-gpu={','.join(fields)}"]
         command = ["nvidia-smi", *question, *nvidia_smi.CSV]
-        first = output_of(command, timeout_s=20)
-        if first is None:
+        status, first = status_and_output(command, timeout_s=nvidia_smi.TIMEOUT_S)
+        if status is None:
+            return None  # it hangs, and would again
+        if status != 0:
             continue
         reading = reading_of_smi(first)
         if reading is None:

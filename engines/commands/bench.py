@@ -9,12 +9,12 @@ from typing import Any, Mapping, Optional
 from engines.commands.parsing import Command, count
 from engines.progress import Progress, printable
 
+PRECISIONS = ("fp32", "fp16", "int8", "int8_fp16")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="a bundle, an .onnx file or an .engine file")
-    parser.add_argument(
-        "--precision", choices=("fp32", "fp16", "int8"), help="of a bundle: only these forms"
-    )
+    parser.add_argument("--precision", choices=PRECISIONS, help="of a bundle: only these forms")
     parser.add_argument(
         "--runs", type=count(1, 1_000_000), default=100, metavar="N", help="timed runs (100)"
     )
@@ -31,8 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
+    from engines.reports.report import check_writable
     from engines.speed.target import BenchmarkOptions, benchmark_report, benchmark_target
 
+    if options.out is not None:
+        check_writable(options.out)
     rows = benchmark_target(
         options.target,
         options.precision,
@@ -47,7 +50,7 @@ def shown(report: Mapping[str, Any], out: Optional[Path]) -> int:
     from engines.reports.report import write_report_json
     from engines.reports.text import text_of_report
 
-    print(text_of_report(report), end="")
+    print(text_of_report(report, shown=printable), end="")
     if out is not None:
         print(f"report: {printable(str(write_report_json(report, out)))}")
     return 0 if any(row["error"] is None for row in report["rows"]) else 1

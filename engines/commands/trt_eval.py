@@ -11,8 +11,8 @@ from engines.bundle_runtime import PRECISIONS, RUNTIMES
 from engines.commands.parsing import Command, count
 from engines.evaluation.device import check_gate, report_from_device
 from engines.evaluation.request import MODES, DeviceRequest
-from engines.progress import Progress
-from engines.reports.report import write_report_json, write_text
+from engines.progress import Progress, printable
+from engines.reports.report import check_writable, write_report_json, write_text
 from engines.reports.text import text_of_report
 
 TEXT_NAME = "report.md"
@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
     """Measure, write the report, print it. Raises GateError with `--max-drop`."""
+    check_writable(options.out)
     request = DeviceRequest(
         bundle=options.bundle,
         data=options.data,
@@ -97,10 +98,9 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
         convert_images=options.convert_images,
     )
     report = report_from_device(request, progress)
-    text = text_of_report(report)
     path = write_report_json(report, options.out)
-    write_text(path.with_name(TEXT_NAME), text)
-    print(text)
+    write_text(path.with_name(TEXT_NAME), text_of_report(report))
+    print(text_of_report(report, shown=printable))
     progress.note(f"written: {path} and {path.with_name(TEXT_NAME)}")
     check_gate(report, request)
     return 0

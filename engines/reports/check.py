@@ -19,21 +19,31 @@ FORMAT, FORMAT_VERSION = "riceseg-report", 1
 _KINDS: Dict[str, Callable[[Any], bool]] = {
     "text": lambda value: isinstance(value, str),
     "number": lambda value: type(value) in (int, float) and abs(value) <= 1e15,
+    "amount": lambda value: _KINDS["number"](value) and value >= 0,
+    # A mean of percents may be rounded to a little more than 100.
+    "percent": lambda value: _KINDS["number"](value) and -1e-6 <= value <= 100 + 1e-6,
     "count": lambda value: type(value) is int and value >= 0,
     "flag": lambda value: isinstance(value, bool),
     "list": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
 }
-_NUMBERS = (
-    *("miou", "macc", "aacc", "agreement"),
+_EXPECTED = {
+    "amount": "a number or null, and none below 0",
+    "percent": "a number or null, from 0 to 100",
+    "object": "an object or null",
+}
+_PERCENTS = ("miou", "macc", "aacc", "agreement")
+_AMOUNTS = (
     *("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "latency_mean_ms"),
     *("copy_in_ms", "compute_ms", "copy_out_ms", "fps", "fps_events"),
     *("peak_memory_mb", "gpu_memory_mb", "file_mb"),
-    *("power_w", "energy_mj", "gpu_clock_mhz", "temperature_c"),
+    *("power_w", "energy_mj", "gpu_clock_mhz"),
 )
 _ROW_KINDS = {
     **dict.fromkeys(("form", "precision", "runtime", "file", "sha256", "error"), "text"),
-    **dict.fromkeys(_NUMBERS, "number"),
+    **dict.fromkeys(_PERCENTS, "percent"),
+    **dict.fromkeys(_AMOUNTS, "amount"),
+    "temperature_c": "number",
     **dict.fromkeys(("iou", "acc", "notes"), "list"),
     **dict.fromkeys(("batch", "warmup", "runs", "threads"), "count"),
     "power_source": "text",  # the rail or sensor that `power_w` was read from
@@ -60,6 +70,21 @@ def plain_document(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     raise TypeError(f"no place in a report for {type(value).__name__}")
+
+
+def check_finite(document: Any, where: str = "") -> None:
+    """BundleError naming the field of a JSON file that is NaN or infinite, which JSON has not.
+
+    In memory they mean "not measured"; in a file they were written by another program.
+    """
+    if isinstance(document, float):
+        _require(math.isfinite(document), document, where or "the whole", "a number or null")
+    elif isinstance(document, dict):
+        for key, item in document.items():
+            check_finite(item, f"{where}.{key}" if where else key)
+    elif isinstance(document, list):
+        for index, item in enumerate(document):
+            check_finite(item, f"{where}[{index}]")
 
 
 def checked_report(document: Any) -> Dict[str, Any]:
@@ -96,7 +121,7 @@ def checked_report(document: Any) -> Dict[str, Any]:
     )
     count = len(full["classes"])
     full["rows"] = [_row(row, f"rows[{i}]", count) for i, row in enumerate(full["rows"])]
-    full["worst"] = [_record(w, "worst", image="text", agreement="number") for w in full["worst"]]
+    full["worst"] = [_record(w, "worst", image="text", agreement="percent") for w in full["worst"]]
     return _with_records(full)
 
 
@@ -132,8 +157,9 @@ def _row(row: Any, where: str, num_classes: int) -> Dict[str, Any]:
     for key in ("iou", "acc"):
         values = [None] * num_classes if full[key] is None else full[key]
         fits = len(values) == num_classes
-        fits &= all(value is None or _KINDS["number"](value) for value in values)
-        _require(fits, values, f"{where}.{key}", f"{num_classes} numbers or nulls, one per class")
+        fits &= all(value is None or _KINDS["percent"](value) for value in values)
+        expected = f"{num_classes} numbers or nulls, from 0 to 100, one per class"
+        _require(fits, values, f"{where}.{key}", expected)
     return full
 
 
@@ -142,9 +168,8 @@ def _record(value: Any, where: str, **kinds: str) -> Dict[str, Any]:
     _require(isinstance(value, dict), value, where, "an object")
     for key, kind in kinds.items():
         item = value.get(key)
-        article = "an" if kind == "object" else "a"
         fits = item is None or _KINDS[kind](item)
-        _require(fits, item, f"{where}.{key}", f"{article} {kind} or null")
+        _require(fits, item, f"{where}.{key}", _EXPECTED.get(kind, f"a {kind} or null"))
     return {**dict.fromkeys(kinds), **value}
 
 

@@ -7,7 +7,7 @@ first row of its own report. What makes figures of two reports not comparable is
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from engines.errors import ConfigError
 from engines.reports.differences import difference_lines
@@ -17,10 +17,12 @@ from engines.reports.report import (
     aligned_table,
     cell_text,
     checked_report,
+    json_text,
     markdown_text,
     measured_columns,
     report_from_file,
     rows_with_change,
+    write_text,
 )
 
 FORMAT, FORMAT_VERSION = "riceseg-comparison", 1
@@ -79,13 +81,18 @@ def merged_report(
     }
 
 
-def merged_markdown(merged: Mapping[str, Any]) -> str:
-    """Warnings, then a table whose rows stand under their device, then why rows failed."""
+def merged_markdown(
+    merged: Mapping[str, Any], *, shown: Callable[[str], str] = markdown_text
+) -> str:
+    """Warnings, then a table whose rows stand under their device, then why rows failed.
+
+    `shown` makes a text harmless: `engines.progress.printable` for a terminal.
+    """
     columns = merged_columns(merged)
     lines: List[str] = []
     if merged["warnings"]:
         lines += ["> **Not comparable as they are:**", ">"]
-        lines += [f"> - {markdown_text(line)}" for line in merged["warnings"]] + [""]
+        lines += [f"> - {shown(line)}" for line in merged["warnings"]] + [""]
     headings = ["device", "form", "runtime", "precision", *(column[0] for column in columns)]
     table, above = [], ""
     for row in merged["rows"]:
@@ -94,12 +101,20 @@ def merged_markdown(merged: Mapping[str, Any]) -> str:
         texts = [row[key] or "–" for key in ("form", "runtime", "precision")]
         table.append(["" if device == above else device, *texts, *cells])
         above = device
-    lines += aligned_table(headings, table, left=4)
+    lines += aligned_table(headings, table, left=4, shown=shown)
     for row in merged["rows"]:
         if row["error"]:
             name = f"{row_device(merged, row)}, {row['form']}"
-            lines += ["", f"{markdown_text(name)}: {markdown_text(row['error'])}"]
+            lines += ["", f"{shown(name)}: {shown(row['error'])}"]
     return "\n".join(lines) + "\n"
+
+
+def write_merged(merged: Mapping[str, Any], folder: Path) -> List[Path]:
+    """Writes comparison.json and comparison.md; their paths. OutputError if they cannot be."""
+    texts = {"comparison.json": json_text(merged), "comparison.md": merged_markdown(merged)}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
 
 
 def merged_columns(merged: Mapping[str, Any]) -> List[Column]:

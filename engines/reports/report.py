@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from engines.errors import BundleError, OutputError
 from engines.progress import printable
-from engines.reports.check import FORMAT, FORMAT_VERSION, checked_report, plain_document
+from engines.reports.check import FORMAT, FORMAT_VERSION, check_finite, checked_report
 
 __all__ = [
     "ALWAYS_SHOWN",
@@ -26,6 +27,7 @@ __all__ = [
     "Column",
     "aligned_table",
     "cell_text",
+    "check_writable",
     "checked_report",
     "comparison_rows",
     "json_text",
@@ -83,8 +85,15 @@ def report_from_file(path: Path) -> Dict[str, Any]:
             data = file.read(MAX_JSON_BYTES + 1)
         if len(data) > MAX_JSON_BYTES:
             raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
-        document = plain_document(json.loads(data))
-    except (OSError, ValueError, RecursionError) as error:
+        document = json.loads(data)
+        check_finite(document)
+    except OSError as error:
+        raise BundleError(
+            f"{path} ({error.strerror or error})",
+            expected=f"a {FILE_NAME}, or a folder with one",
+            do="check the path",
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise BundleError(
             f"{path} ({error})", expected=f"a {FILE_NAME}", do="evaluate the model again"
         ) from error
@@ -160,15 +169,27 @@ def markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"
 
 
+def markdown_text(text: str) -> str:
+    """`text` on one line, without a meaning in Markdown, HTML or to a terminal.
+
+    Underscores stay as they are: inside of a name they mean nothing.
+    """
+    return re.sub(r"[\\|`*\[\]]|!(?=\[)", r"\\\g<0>", printable(text)).replace("<", "&lt;")
+
+
 def aligned_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int = 1,
+    shown: Callable[[str], str] = markdown_text,
 ) -> List[str]:
     """Lines of a Markdown table whose columns are straight on a terminal too.
 
     The first `left` columns are aligned left, the others right; a wide (Korean) character counts
-    as two.
+    as two. `shown` makes a cell harmless where the table is going to.
     """
-    lines = [[markdown_text(cell) for cell in line] for line in (headings, *rows)]
+    lines = [[shown(cell) for cell in line] for line in (headings, *rows)]
     widths = [max(3, *(_width(line[i]) for line in lines)) for i in range(len(headings))]
     rule = [f"{'-' * (w - 1)}{'-' if i < left else ':'}" for i, w in enumerate(widths)]
     return [_table_line(line, widths, left) for line in (lines[0], rule, *lines[1:])]
@@ -186,14 +207,6 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def markdown_text(text: str) -> str:
-    """`text` on one line, without a meaning in Markdown, HTML or to a terminal."""
-    text = printable(text)
-    for character, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`")):
-        text = text.replace(character, escaped)
-    return text
-
-
 def rows_with_change(document: Mapping[str, Any]) -> List[Dict[str, Any]]:
     """The rows of a checked report with `is_reference` and `change` (of mIoU, to the first)."""
     rows = document["rows"]
@@ -206,6 +219,25 @@ def rows_with_change(document: Mapping[str, Any]) -> List[Dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def check_writable(folder: Path) -> None:
+    """OutputError if files cannot be made in `folder`, before anything long is done for them.
+
+    It need not be there yet, and is not made.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        problem = "not a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problem = "no permission to write"
+    else:
+        return
+    raise OutputError(
+        f"{problem} at {there}",
+        expected="a folder that can be written to, or a path where one can be made",
+        do="choose another folder",
+    )
 
 
 def write_text(path: Path, text: str) -> None:

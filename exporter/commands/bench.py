@@ -10,6 +10,7 @@ from engines.commands.bench import COMMAND as BOARD_COMMAND
 from engines.commands.bench import shown
 from engines.errors import ConfigError
 from engines.progress import Progress
+from engines.reports.report import check_writable
 
 ENGINE_FILES = (".onnx", ".engine")
 
@@ -27,6 +28,8 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
                 expected=f"--{name} with a bundle or a graph; PyTorch runs FP32, one image a call",
                 do="leave it out, or export the checkpoint first",
             )
+    if options.out is not None:
+        check_writable(options.out)
     return shown(_torch_report(options, progress), options.out)
 
 

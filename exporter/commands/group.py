@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,15 +14,16 @@ from click.shell_completion import get_completion_class
 from engines.board.machine import package_versions
 from engines.commands.build import COMMAND as BUILD
 from engines.commands.doctor import COMMAND as DOCTOR
-from engines.commands.trt_eval import COMMAND as TRT_EVAL
-from engines.errors import (
-    ConfigError,
-    GateError,
-    MissingPackageError,
-    OutputError,
-    UserError,
+from engines.commands.mistakes import (
+    GATE,
+    INTERRUPTED,
+    MISTAKE,
+    let_every_text_pass,
+    mistake_of,
+    told,
 )
-from engines.progress import printable
+from engines.commands.trt_eval import COMMAND as TRT_EVAL
+from engines.errors import ConfigError, GateError, MissingPackageError
 from exporter.commands.bench import COMMAND as BENCH
 from exporter.commands.board import BoardCommand
 from exporter.commands.evaluate import evaluate
@@ -40,7 +38,7 @@ class ErrorsAsText(click.Group):
     """A user's mistake is one line and exit code 2; a failed gate is one line and exit code 1."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        _let_every_text_pass()
+        let_every_text_pass()
         return super().main(*args, **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -60,41 +58,24 @@ def _errors_as_text() -> Iterator[None]:
         # `riceseg` alone shows its help, which click 8.2 and newer raise as an error.
         if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
             raise
-        _stop(_usage_error(error), 2)
-    except UserError as error:
-        _stop(error, 2)
+        _stop(_usage_error(error), MISTAKE)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\ninterrupted", err=True)
+        raise SystemExit(INTERRUPTED) from None
     except GateError as error:
-        _stop(error, 1)
+        _stop(error, GATE)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("engines", "calibration", "exporter", ""):
             raise  # a broken installation of ours, not a missing extra
-        _stop(MissingPackageError(package, needed_for="this command", extra="export"), 2)
-    except OSError as error:  # a file that no stage expected to be in the way
-        if error.errno == errno.EPIPE:
-            raise  # whoever read our output is gone, for which click knows what to do
-        _stop(_unusable_file(error), 2)
+        _stop(MissingPackageError(package, needed_for="this command", extra="export"), MISTAKE)
     except Exception as error:
-        # numpy raises MemoryError, torch RuntimeError, ONNX Runtime a class of its own.
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise  # whoever read our output is gone, for which click knows what to do
+        mistake = mistake_of(error)
+        if mistake is None:
             raise
-        _stop(_out_of_memory(error), 2)
-
-
-def _unusable_file(error: OSError) -> OutputError:
-    return OutputError(
-        f"{error.filename or 'a file'}: {error.strerror or error}",
-        expected="files and folders that can be read and written",
-        do="check the path, its permissions and the disk",
-    )
-
-
-def _out_of_memory(error: Exception) -> ConfigError:
-    return ConfigError(
-        f"too little memory ({str(error)[:200]})",
-        expected="free memory for this --size and batch",
-        do="choose a smaller --size or batch, or close other programs",
-    )
+        _stop(mistake, MISTAKE)
 
 
 def _usage_error(error: click.UsageError) -> ConfigError:
@@ -107,21 +88,7 @@ def _usage_error(error: click.UsageError) -> ConfigError:
 
 
 def _stop(error: Exception, code: int) -> None:
-    click.echo(f"error: {printable(str(error))}", err=True)
-    raise SystemExit(code)
-
-
-def _let_every_text_pass() -> None:
-    """Class and file names are of any script: what the terminal's encoding lacks is escaped.
-
-    A stream that was closed before the start (2>&-) is replaced by one that swallows all.
-    """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    raise SystemExit(told(error, code))
 
 
 @click.group(cls=ErrorsAsText, context_settings={"help_option_names": ["-h", "--help"]})

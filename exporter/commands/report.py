@@ -35,6 +35,6 @@ def report(reports: tuple[Path, ...], out: Path | None) -> None:
     merged = merged_report(found, sources=sources)
     if out is not None:
         page = write_comparison(merged, out)[-1]
-    click.echo(merged_markdown(merged), nl=False)
+    click.echo(merged_markdown(merged, shown=printable), nl=False)
     if out is not None:
         click.echo(f"\ncomparison: {printable(str(page))}")

@@ -16,6 +16,7 @@ from device_bundle import bundle_in, entry_of
 from fake_cuda import RecordingCuda
 from tiny_engines import BANDS, RED, engine_file, image_of, tensorrt_on
 
+from engines.bundle_runtime import Wish
 from engines.errors import (
     BundleError,
     ConfigError,
@@ -426,6 +427,12 @@ def test_asked_for_onnx_runtime_no_gpu_is_looked_at(board, monkeypatch, caplog):
         assert seg.runtime == "ONNX Runtime 1.17.3 on CPU"
         assert seg.notes == []
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("threads", [0, 4097, 10**9])
+def test_a_number_of_threads_that_no_machine_has_is_refused(threads):
+    with pytest.raises(ConfigError, match=rf"{threads} threads; expected 1 to 4096"):
+        Wish(threads=threads)
 
 
 def test_another_runtime_is_refused(board):

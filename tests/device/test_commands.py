@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from device_bundle import bundle_in
 
+from engines.commands.mistakes import exit_code_of
+from engines.errors import GateError
+
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["build", "trt-eval", "bench", "report", "doctor"]
 
@@ -83,6 +86,52 @@ def test_a_folder_without_a_bundle_is_not_built(tmp_path):
     assert "a folder without bundle.json" in error_of(engines("build", tmp_path / "empty"))
 
 
+@pytest.mark.parametrize("command", ["build", "bench", "report"])
+def test_a_path_that_the_system_refuses_is_a_mistake(command, tmp_path):
+    line = error_of(engines(command, "a" * 5000, cwd=tmp_path))
+    assert "File name too long" in line
+    assert len(line) < 500
+
+
+def test_output_that_cannot_be_written_is_a_mistake_and_no_failed_gate():
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "engines", "--help"],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: got a file: No space left on device")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (MemoryError("12 GB"), 2, "got too little memory (12 GB)"),
+        (RuntimeError("could not allocate memory"), 2, "got too little memory"),
+        (
+            PermissionError(13, "Permission denied", "x.engine"),
+            2,
+            "got x.engine: Permission denied",
+        ),
+        (GateError("mIoU fell"), 1, "error: mIoU fell"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_ends_a_command_is_one_line(raised, code, said, capsys):
+    def work():
+        raise raised
+
+    assert exit_code_of(work) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_bug_is_raised_on():
+    with pytest.raises(ZeroDivisionError):
+        exit_code_of(lambda: 1 // 0)
+
+
 def test_an_option_for_files_is_refused_for_a_bundle(tmp_path):
     bundle = bundle_in(tmp_path / "bundle")
     line = error_of(engines("build", bundle, "--out", "x.engine"))
@@ -100,6 +149,33 @@ def test_reports_of_two_boards_are_merged_with_a_word_on_their_power_modes(tmp_p
     assert "| 10.0 |" in done.stdout
     assert "| 20.0 |" in done.stdout
     assert "15W" in done.stdout.partition("|")[0]  # named above the table
+
+
+def test_a_merged_report_is_written_where_it_was_asked_for(tmp_path):
+    document = report_of("[Orin](x)", "15W", 10.0)
+    (tmp_path / "report.json").write_text(json.dumps(document), encoding="utf-8")
+    done = engines("report", tmp_path, "--out", tmp_path / "새 폴더")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "새 폴더").iterdir())
+    assert names == ["comparison.json", "comparison.md"]
+    assert "| [Orin](x) · 15W |" in done.stdout
+    written = (tmp_path / "새 폴더" / "comparison.md").read_text(encoding="utf-8")
+    assert "\\[Orin\\](x) · 15W |" in written
+    assert error_of(engines("report", tmp_path, "--out", tmp_path / "report.json"))
+
+
+def test_a_place_for_the_report_that_cannot_be_used_is_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    line = error_of(engines("bench", tmp_path / "missing.onnx", "--out", tmp_path / "file"))
+    assert "not a folder at" in line
+    options = ["--bundle", tmp_path, "--data", tmp_path]
+    line = error_of(engines("trt-eval", *options, "--out", tmp_path / "file"))
+    assert "not a folder at" in line
+
+
+def test_bench_takes_the_precision_of_mixed_forms(tmp_path):
+    line = error_of(engines("bench", "missing", "--precision", "int8_fp16", cwd=tmp_path))
+    assert "invalid choice" not in line
 
 
 def test_doctor_says_in_json_what_it_found_and_its_exit_code_whether_anything_runs():

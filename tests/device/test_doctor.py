@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ from made_boards import (
     xavier_nx,
 )
 
-from engines.board import probe
+from engines.board import nvidia_smi, probe
 from engines.board.diagnosis import apt_tensorrt_pythons, install_tensorrt, numbers
+from engines.board.files import status_and_output
 from engines.doctor import doctor_record, doctor_text
 
 __all__ = ["programs_fixture"]
@@ -144,6 +146,66 @@ def test_a_package_that_crashes_hangs_or_fails_does_not_take_the_doctor_with_it(
         "OpenCV": "does not answer (stopped while it was being loaded)",
         "jetson-stats": "crashes Python (exit status 7)",
     }
+
+
+@pytest.mark.parametrize(
+    "printed",
+    ["[1, 2]", "{}", "{no json", '{"state": "fine"}', '"' + "[" * 9, "[" * 100_000, "null"],
+)
+def test_what_a_package_prints_over_the_answer_is_no_answer(site: Site, printed: str) -> None:
+    line = "riceseg-probe " + printed
+    site.add("tensorrt", f"import atexit; atexit.register(print, {line!r})")
+    found = probe.packages_found()["TensorRT"]
+    assert found == probe.Package("broken", said="prints over the answer to whether it loads")
+
+
+def test_unknown_fields_of_an_answer_are_left_out(site: Site) -> None:
+    line = 'riceseg-probe {"state": "works", "version": 1, "age": 3, "providers": 4}'
+    site.add("tensorrt", f"import atexit; atexit.register(print, {line!r})")
+    assert probe.packages_found()["TensorRT"] == probe.Package("works", version="1")
+
+
+def test_ctrl_c_ends_what_is_being_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.add("cv2", "import time; time.sleep(60)")
+    site.add("tensorrt", "import time; time.sleep(60)")
+    started = []
+
+    def child(code: str, question: str) -> Any:
+        started.append(real(code, question))
+        return started[-1]
+
+    def interrupted(child: Any, deadline: float) -> Any:
+        raise KeyboardInterrupt
+
+    real = probe._child
+    monkeypatch.setattr(probe, "_child", child)
+    monkeypatch.setattr(probe, "_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probe.packages_found()
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
+    with pytest.raises(KeyboardInterrupt):
+        probe.cuda_found()
+    assert started[2].returncode == -signal.SIGKILL
+
+
+def test_an_nvidia_smi_that_hangs_is_asked_once_and_told(
+    tmp_path: Path, programs: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, left = tmp_path / "asked", tmp_path / "left"
+    script = f"echo x >> {asked}; (/bin/sleep 3; echo x > {left}) & /bin/sleep 60"
+    program(programs, "nvidia-smi", script)
+    monkeypatch.setattr(nvidia_smi.driver_cuda_version, "__kwdefaults__", {"timeout_s": 0.5})
+    began = time.monotonic()
+    record = examined(plain(tmp_path / "root"), monkeypatch)
+    assert record["problems"][0]["problem"] == "nvidia-smi gives no answer within 0.5 s"
+    assert asked.read_text() == "x\n"
+    time.sleep(max(0.0, began + 4 - time.monotonic()))
+    assert not left.exists()  # its child was stopped too
+
+
+def test_a_program_that_prints_without_end_is_stopped(tmp_path: Path, programs: Path) -> None:
+    program(programs, "nvidia-smi", "while :; do echo 0123456789012345678901234567890; done")
+    assert status_and_output(["nvidia-smi"], timeout_s=60) == (None, "")
 
 
 def test_a_package_whose_own_import_is_missing_is_broken_and_not_absent(site: Site) -> None:

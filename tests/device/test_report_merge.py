@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from engines.errors import BundleError, ConfigError
+from engines.errors import BundleError, ConfigError, OutputError
+from engines.progress import printable
 from engines.reports.merge import (
     detail_columns,
     merged_columns,
@@ -14,7 +16,12 @@ from engines.reports.merge import (
     merged_report,
     reports_from_paths,
 )
-from engines.reports.report import report_from_file, table_markdown, write_report_json
+from engines.reports.report import (
+    check_writable,
+    report_from_file,
+    table_markdown,
+    write_report_json,
+)
 
 ORIN = {
     "device": "Jetson Orin Nano",
@@ -253,7 +260,22 @@ def test_names_from_outside_are_no_markup_and_no_terminal_commands():
     assert "\x1b" not in text
     assert "<d>" not in text
     assert not any(line.startswith("#") for line in text.splitlines())
-    assert "a?[2J\\`b\\|c&lt;d> # e" in text
+    assert "a?\\[2J\\`b\\|c&lt;d> # e" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("[x](javascript:alert)", r"\[x\](javascript:alert)"),
+        ("![i](http://evil/x.png)", r"\!\[i\](http://evil/x.png)"),
+        ("\\![i](x)", r"\\\!\[i\](x)"),
+        ("a_b **c** 벼!", r"a_b \*\*c\*\* 벼!"),
+    ],
+)
+def test_links_and_pictures_in_names_are_none_in_the_file_and_plain_on_a_terminal(name, written):
+    merged = merged_report([report({"device": "board"}, row(name))])
+    assert f"| {written} |" in merged_markdown(merged)
+    assert f"| {name} |" in merged_markdown(merged, shown=printable)
 
 
 # --- one report
@@ -281,6 +303,10 @@ def test_a_report_is_written_and_read_back_with_the_figures_of_a_board(tmp_path)
         ({"power_w": True}, r"True as rows\[0\]\.power_w .*a number or null"),
         ({"notes": [1]}, r"\[1\] as rows\[0\]\.notes .*texts"),
         ({"fusion": []}, r"\[\] as rows\[0\]\.fusion .*an object or null"),
+        ({"latency_p50_ms": -1}, r"-1 as rows\[0\]\.latency_p50_ms .*none below 0"),
+        ({"miou": 100.5}, r"100\.5 as rows\[0\]\.miou .*from 0 to 100"),
+        ({"agreement": -0.1}, r"-0\.1 as rows\[0\]\.agreement .*from 0 to 100"),
+        ({"iou": [5, 101]}, r"\[5, 101\] as rows\[0\]\.iou .*from 0 to 100"),
         ({"power_source": 1}, r"1 as rows\[0\]\.power_source .*a text or null"),
     ],
 )
@@ -291,6 +317,33 @@ def test_figures_of_a_wrong_kind_are_refused(tmp_path, field, message):
     (tmp_path / "report.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(BundleError, match=message):
         reports_from_paths([tmp_path])
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_json_does_not_have_is_refused_by_its_field(tmp_path, number):
+    text = json.dumps(report(ORIN, row("A", miou=70.25))).replace("70.25", number)
+    (tmp_path / "report.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BundleError, match=r"(nan|inf) as rows\[0\]\.miou of a report"):
+        reports_from_paths([tmp_path])
+
+
+def test_a_missing_report_is_a_matter_of_its_path(tmp_path):
+    with pytest.raises(BundleError, match=r"No such file.*do this: check the path"):
+        reports_from_paths([tmp_path / "none.json"])
+
+
+def test_a_folder_for_a_report_is_looked_at_without_being_made(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "folder")
+    check_writable(Path("relative"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for place in ("file", "file/sub", "nowhere"):
+        with pytest.raises(OutputError, match="not a folder at"):
+            check_writable(tmp_path / place)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="no permission to write at"):
+        check_writable(tmp_path / "new")
 
 
 def test_columns_of_a_board_are_shown_where_a_row_has_them():
