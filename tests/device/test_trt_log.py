@@ -148,7 +148,7 @@ def test_a_node_s_name_is_the_path_of_its_layer(node, path):
         ("node {ForeignNode[/net/a/MatMul.../net/b/c/Add]}", ("net.a", "net.b.c")),
         ("/net/a/Conv + /net/a/Relu, again /net/a/Conv", ("net.a",)),
         ("[checkMacros.cpp::catchCudaError::250] at /_src/common/checkMacros.cpp:250", ()),
-        ("cannot open /work/models/best.onnx", ()),
+        ("cannot open /data/models/best.onnx", ()),
         ("no name at all, 3/4 of it", ()),
     ],
 )
