@@ -29,6 +29,7 @@ from engines.bundle_records import (
     ModelInfo,
 )
 from engines.errors import BundleError, OutputError
+from engines.images import sha256_of_file
 
 __all__ = [
     "MAX_BATCH",
@@ -136,6 +137,19 @@ def bundle_path(folder: Union[str, os.PathLike[str]], file: str) -> Path:
             do=EXPORT_AGAIN,
         )
     return root / file
+
+
+def verified_path(folder: Union[str, os.PathLike[str]], info: FileInfo) -> Path:
+    """As `bundle_path`; BundleError also where the file is not the recorded one, by its SHA-256."""
+    path = bundle_path(folder, info.file)
+    found = sha256_of_file(path)
+    if found != info.sha256:
+        raise BundleError(
+            f"{info.file!r} with SHA-256 {found}",
+            expected=f"{info.sha256}, as bundle.json says",
+            do=EXPORT_AGAIN,
+        )
+    return path
 
 
 def _json_bytes(path: Path) -> bytes:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
 
-from engines.bundle import Bundle, FileInfo, bundle_path
+from engines.bundle import Bundle, bundle_path, verified_path
 from engines.errors import BundleError, ConfigError, DeviceError, MissingPackageError, UserError
-from engines.images import sha256_of_file
 from engines.onnx_predictor import OnnxPredictor
 
 if TYPE_CHECKING:
@@ -133,25 +132,13 @@ def _on_onnx(folder: Path, bundle: Bundle, wish: Wish, *, notes: Tuple[str, ...]
     if wish.precision is None and not notes:
         # SegFormer-B0 on two cores: fp32 38 ms, int8 64 ms.
         logger.info("%s: fp32 on ONNX Runtime's CPU provider, where int8 is slower", bundle.name)
-    path = _verified_path(folder, bundle.files[precision], wish.verify)
+    info = bundle.files[precision]
+    path = verified_path(folder, info) if wish.verify else bundle_path(folder, info.file)
     predictor = OnnxPredictor(path, threads=wish.threads, name=f"{bundle.name} {precision}")
     with contextlib.ExitStack() as stack:
         stack.callback(predictor.close)
         _check_sizes(bundle, predictor)
         return Opened(predictor, precision, notes, stack.pop_all())
-
-
-def _verified_path(folder: Path, info: FileInfo, verify: bool) -> Path:
-    path = bundle_path(folder, info.file)
-    if verify:
-        found = sha256_of_file(path)
-        if found != info.sha256:
-            raise BundleError(
-                f"{info.file!r} with SHA-256 {found}",
-                expected=f"{info.sha256}, as bundle.json says",
-                do="copy the folder from where it was made, or export the model again",
-            )
-    return path
 
 
 def _check_sizes(bundle: Bundle, predictor: Union[OnnxPredictor, TrtPredictor]) -> None:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Dict, Optional, Tuple, Union
 
 import numpy as np
 
-from engines.bundle import Bundle, bundle_path
+from engines.bundle import Bundle, verified_path
 from engines.errors import BundleError
-from engines.images import sha256_of_file
 from engines.resize import Labels
 
 if TYPE_CHECKING:
@@ -131,12 +130,4 @@ def reference_from_bundle(
     info = bundle.files.get(FILES_KEY)
     if info is None:
         return None
-    path = bundle_path(folder, info.file)
-    found = sha256_of_file(path)
-    if found != info.sha256:
-        raise BundleError(
-            f"{info.file!r} with SHA-256 {found}",
-            expected=f"{info.sha256}, as bundle.json says",
-            do="copy the folder from where it was made, or export the model again",
-        )
-    return ReferenceLabels(path, hw=bundle.input.hw)
+    return ReferenceLabels(verified_path(folder, info), hw=bundle.input.hw)

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Optional, Tuple, Union
 
-from engines.bundle import bundle_from_folder, bundle_path
+from engines.bundle import bundle_from_folder, verified_path
 from engines.cuda import Cuda, open_cuda
-from engines.errors import BundleError
-from engines.images import sha256_of_file
 from engines.onnx_predictor import check_one_file
 from engines.progress import Progress, SilentProgress
 from engines.trt.api import TensorRt, load_tensorrt
@@ -79,14 +77,7 @@ def engine_from_bundle(
     progress = SilentProgress() if progress is None else progress
     key, warning = onnx_key(bundle, tensorrt, options)
     info = bundle.files[key]
-    path = bundle_path(folder, info.file)
-    found = sha256_of_file(path)
-    if found != info.sha256:
-        raise BundleError(
-            f"{info.file!r} with SHA-256 {found}",
-            expected=f"{info.sha256}, as bundle.json says",
-            do="copy the folder from where it was made, or export the model again",
-        )
+    path = verified_path(folder, info)
     if warning:
         progress.warn(warning)
     with _gpu(tensorrt, cuda) as cuda:
