@@ -21,7 +21,7 @@ from engines.progress import Progress
 from engines.speed.forms import Form, onnx_forms
 from exporter.checkpoint import Checkpoint
 from exporter.classes import checked_classes, classes_from_file
-from exporter.load import first_image_hw, load_model, network_size
+from exporter.load import first_image_hw, load_model, network_input, network_size
 from exporter.measure import (
     ScoredModel,
     onnx_row,
@@ -211,10 +211,7 @@ def _from_checkpoint(
         skip_bad=data.skip_bad,
     )
     hw, resize = network_size(loaded, image_hw)
-    input_spec = InputSpec(
-        "image", size or hw, channels, "RGB" if channels == 3 else "as trained",
-        mean=loaded.mean, std=loaded.std, resize=resize, batch=(1, 1, 1),
-    )  # fmt: skip
+    input_spec = network_input(loaded, size or hw, resize)
     spec = GraphSpec(
         input_spec.hw, loaded.mean, loaded.std, align_corners=bool(loaded.settings.align_corners)
     )

@@ -27,7 +27,7 @@ from engines.errors import ConfigError, GraphError, ImageError
 from engines.images import image_from_file
 from engines.progress import Progress
 from engines.resize import network_image_from_image
-from exporter.load import LoadedModel, first_image_hw, load_model, network_size
+from exporter.load import LoadedModel, first_image_hw, load_model, network_input, network_size
 from exporter.onnx_graph import (
     GraphSpec,
     ImageToLabels,
@@ -138,16 +138,7 @@ def _load(request: ExportRequest, progress: Progress) -> Work:
     )
     hw, resize = network_size(loaded, image_hw)
     graph = request.graph
-    input_spec = InputSpec(
-        name="image",
-        hw=graph.size or hw,
-        channels=loaded.description.in_channels,
-        channel_order="RGB" if loaded.description.in_channels == 3 else "as trained",
-        mean=loaded.mean,
-        std=loaded.std,
-        resize=graph.resize or resize,
-        batch=graph.batch,
-    )
+    input_spec = network_input(loaded, graph.size or hw, graph.resize or resize, graph.batch)
     spec = GraphSpec(
         input_hw=input_spec.hw,
         mean=loaded.mean,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from engines.bundle import InputSpec
 from engines.errors import ConfigError, ImageError
 from engines.images import image_from_file
 from exporter.architectures.description import ModelDescription
@@ -191,3 +192,23 @@ def network_size(
         if isinstance(height, int) and isinstance(width, int):
             return (height, width), "stretch"
     return DEFAULT_HW, "letterbox" if settings.keep_ratio else "stretch"
+
+
+def network_input(
+    loaded: LoadedModel,
+    hw: tuple[int, int],
+    resize: Resize,
+    batch: tuple[int, int, int] = (1, 1, 1),
+) -> InputSpec:
+    """The graph's input for a model: its channels and normalisation, at the size `hw`."""
+    channels = loaded.description.in_channels
+    return InputSpec(
+        name="image",
+        hw=hw,
+        channels=channels,
+        channel_order="RGB" if channels == 3 else "as trained",
+        mean=loaded.mean,
+        std=loaded.std,
+        resize=resize,
+        batch=batch,
+    )

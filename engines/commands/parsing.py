@@ -49,12 +49,17 @@ def parser_of(command: Command, prog: str) -> CommandParser:
     return parser
 
 
+def is_count(text: str) -> bool:
+    """Whether `text` is a whole number of a sensible length."""
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+
+
 def count(low: int, high: int) -> Callable[[str], int]:
     """The type of a whole number from `low` to `high`."""
 
     def convert(text: str) -> int:
         digits = text[1:] if text.startswith("-") else text
-        if digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS:
+        if is_count(digits):
             number = int(text)
             if low <= number <= high:
                 return number

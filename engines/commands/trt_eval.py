@@ -9,11 +9,8 @@ from typing import Tuple
 
 from engines.bundle_runtime import PRECISIONS, RUNTIMES
 from engines.commands.parsing import Command, count
-from engines.evaluation.device import check_gate, report_from_device
 from engines.evaluation.request import MODES, DeviceRequest
 from engines.progress import Progress, printable
-from engines.reports.report import check_writable, write_report_json, write_text
-from engines.reports.text import text_of_report
 
 TEXT_NAME = "report.md"
 
@@ -81,6 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
     """Measure, write the report, print it. Raises GateError with `--max-drop`."""
+    from engines.evaluation.device import check_gate, report_from_device
+    from engines.reports.report import check_writable, write_report_json, write_text
+    from engines.reports.text import text_of_report
+
     check_writable(options.out)
     request = DeviceRequest(
         bundle=options.bundle,

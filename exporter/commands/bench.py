@@ -34,21 +34,14 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
 
 
 def _torch_report(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    from engines.bundle import InputSpec
-    from exporter.load import load_model, network_size
+    from exporter.load import load_model, network_input, network_size
     from exporter.measure import report_record, scored_model, torch_row
     from exporter.request import DataOptions, LoadOptions
 
     with progress.stage("load"):
         loaded = load_model(options.target, LoadOptions())
         hw, resize = network_size(loaded, None)
-        channels = loaded.description.in_channels
-        order = "RGB" if channels == 3 else "as trained"
-        spec = InputSpec(
-            "image", hw, channels, order,
-            mean=loaded.mean, std=loaded.std, resize=resize, batch=(1, 1, 1),
-        )  # fmt: skip
-        model = scored_model(loaded, spec)
+        model = scored_model(loaded, network_input(loaded, hw, resize))
     with progress.stage("time PyTorch"):
         row = torch_row(
             model,

@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from engines.bundle import MAX_BATCH
+from engines.commands.parsing import is_count
 from engines.errors import ConfigError
 from exporter.request import DataOptions, LoadOptions
 
 Command = Callable[..., Any]
-MAX_DIGITS = 9  # longer numbers are no sizes, and Python refuses to read those of 4300 digits
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
@@ -26,7 +26,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
         if isinstance(value, tuple):
             return value
         sides = str(value).lower().split("x")
-        if len(sides) != 2 or not all(map(_is_count, sides)):
+        if len(sides) != 2 or not all(map(is_count, sides)):
             raise _refused(param, value, "HEIGHTxWIDTH in pixels", "512x512")
         return int(sides[0]), int(sides[1])
 
@@ -40,7 +40,7 @@ class BatchRange(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, tuple):
             return value
         parts = str(value).split(":")
-        sizes = [int(part) for part in parts if _is_count(part)]
+        sizes = [int(part) for part in parts if is_count(part)]
         if not len(parts) == len(sizes) == 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
             raise _refused(param, value, "MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX", "1:4:8")
         if sizes[2] > MAX_BATCH:
@@ -75,10 +75,6 @@ class Number(click.ParamType):  # type: ignore[type-arg]
             example = param.default if param is not None else self.high
             raise _refused(param, value, f"a number from {self.low:g} to {self.high:g}", example)
         return number
-
-
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
 
 
 def _number(text: str) -> float:
