@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from calibration.placement import QuantizedNode, Wiring, wiring_of
+from calibration.placement import QuantizedNode
+from calibration.wiring import Wiring, wiring_of
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,15 @@ class ImplicitTensors:
 def implicit_tensors(model: onnx.ModelProto, placed: tuple[QuantizedNode, ...]) -> ImplicitTensors:
     """The tensors of `placed` that are no quantized source; sums of two activations stay out."""
     wiring = wiring_of(model.graph)
-    sources = {item.source for item in placed}
+    sources = {read.source for item in placed for read in item.inputs}
     measured: dict[str, None] = {}
     same_as: dict[str, str] = {}
     for item in placed:
-        tensor = item.activation
-        while tensor != item.source:
-            same_as[tensor] = item.source
-            tensor = wiring.producers[tensor].input[0]
+        for read in item.inputs:
+            tensor = read.activation
+            while tensor != read.source:
+                same_as[tensor] = read.source
+                tensor = wiring.producers[tensor].input[0]
         between = []
         end = item.output
         while (fused := _fused_output(end, wiring)) is not None:

@@ -5,12 +5,13 @@ import onnx
 import pytest
 from small_graphs import block_model, model_from_text
 
+from calibration.layers import Kind, quantizable_nodes, weighted_nodes
 from calibration.placement import (
     DEFAULT_POLICY,
+    EVERY_LAYER,
     QuantizedNode,
     QuantizePolicy,
     placement_from_graph,
-    weighted_nodes,
 )
 from engines.errors import ConfigError, GraphError
 
@@ -158,10 +159,39 @@ def test_an_unknown_kind_is_an_error() -> None:
 
 
 def test_nothing_left_to_quantize_is_an_error() -> None:
-    with pytest.raises(GraphError, match="8 weighted layers, none of which"):
-        placement_from_graph(
-            block_model(), QuantizePolicy(exclude_kinds=frozenset({"conv", "linear"}))
-        )
+    with pytest.raises(GraphError, match="none of which is to run in it"):
+        placement_from_graph(block_model(), QuantizePolicy(exclude_nodes=("*",)))
+
+
+def _inputs(model: onnx.ModelProto, *exclude: Kind) -> dict[str, list[tuple[int, str, str]]]:
+    policy = QuantizePolicy(exclude_kinds=frozenset(exclude))
+    return {
+        item.node: [(read.index, read.activation, read.source) for read in item.inputs]
+        for item in placement_from_graph(model, policy)
+    }
+
+
+def test_both_sides_of_a_product_and_of_a_residual_addition_are_read_quantized_on_request() -> None:
+    placed = _inputs(block_model())
+    # k and v are made from `reduced` by moves, and nothing else reads it
+    assert placed["/attn/QK"] == [(0, "q", "q"), (1, "k", "reduced")]
+    assert placed["/attn/AV"] == [(0, "weights", "weights"), (1, "v", "reduced")]
+    assert placed["/Add"] == [(0, "normed", "normed"), (1, "projected", "projected")]
+
+
+def test_products_and_residual_additions_are_left_alone_unless_asked_for() -> None:
+    assert {"/attn/QK", "/attn/AV", "/Add"}.isdisjoint(_placed(block_model()))
+    assert {"/attn/QK", "/attn/AV", "/Add"}.isdisjoint(_placed(block_model(), EVERY_LAYER))
+
+
+def test_a_product_that_reads_one_tensor_twice_reads_it_quantized_twice() -> None:
+    model = _linear_graph("a = MatMul (x, w)  y = MatMul (a, a)", w=np.eye(8))
+    assert _inputs(model, "residual")["y"] == [(0, "a", "a"), (1, "a", "a")]
+
+
+def test_the_addition_of_a_constant_is_no_residual_addition() -> None:
+    model = _linear_graph("a = MatMul (x, w)  y = Add (a, b)", w=np.eye(8), b=np.ones(8))
+    assert [item.node for item in quantizable_nodes(model)] == ["first", "a", "last"]
 
 
 def test_a_graph_that_is_quantized_already_is_refused() -> None:

@@ -11,13 +11,9 @@ from onnx import numpy_helper
 from small_graphs import block_model, model_from_text, outputs_of, random_images, saved
 
 from calibration.macs import macs_from_model
+from calibration.pairs import weight_scales
 from calibration.placement import DEFAULT_POLICY, QuantizePolicy
-from calibration.quantize import (
-    QuantizeRecord,
-    check_pairs,
-    int8_onnx_from_ranges,
-    weight_scales,
-)
+from calibration.quantize import QuantizeRecord, int8_onnx_from_ranges
 from calibration.ranges import Ranges, ranges_from_images
 from engines.errors import GraphError
 
@@ -227,15 +223,3 @@ def test_names_that_are_taken_are_not_taken_twice(tmp_path: Path) -> None:
     names = [tensor.name for tensor in model.graph.initializer]
     assert Counter(names).most_common(1)[0][1] == 1
     assert "normed_scale" not in names
-
-
-def test_a_quantize_without_its_dequantize_is_found() -> None:
-    model = model_from_text(
-        """<ir_version: 8, opset_import: ["" : 17]>
-        g (float[4] x) => (float[4] y)
-        { q = QuantizeLinear (x, s)  y = DequantizeLinear (q, t) }""",
-        s=np.array(0.1),
-        t=np.array(0.2),
-    )
-    with pytest.raises(GraphError, match="without a DequantizeLinear of the same scale"):
-        check_pairs(model)
