@@ -13,7 +13,7 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from engines.errors import DatasetError
 from engines.images import IMAGE_SUFFIXES, files_in_folder, image_files_from
@@ -85,6 +85,48 @@ def calibration_images_from(path: Union[str, os.PathLike[str]]) -> Tuple[Path, .
             do="add one with images of the training set, not those of the validation",
         )
     return image_files_from(root)
+
+
+def validation_images_from(path: Union[str, os.PathLike[str]]) -> Tuple[Path, ...]:
+    """Images to validate on, not opened, whether or not they have masks.
+
+    Those of a dataset's validation part, of a folder or of a list. Raises ImageError as
+    `image_files_from` does.
+    """
+    root = Path(path)
+    if not os.path.isdir(root):
+        return image_files_from(root)
+    return image_files_from(_part_folder(root, "validation") or root)
+
+
+def masks_of_images(
+    images: Iterable[Path], *, masks: Optional[Union[str, os.PathLike[str]]] = None
+) -> Dict[Path, Path]:
+    """The mask of each image that has one, by the layouts above or in the folder `masks`.
+
+    Neither images nor masks need be complete, and nothing is opened. Raises DatasetError when a
+    name occurs twice among the masks or `masks` is no folder.
+    """
+    given = None if masks is None else _existing_folder(masks)
+    by_folder: Dict[Path, Dict[str, Path]] = {}
+    found: Dict[Path, Path] = {}
+    for image in images:
+        if image.parent not in by_folder:
+            folder = given or _masks_for(image.parent)
+            files = files_in_folder(folder, MASK_SUFFIXES) if folder is not None else ()
+            by_folder[image.parent] = _by_name(files)
+        mask = by_folder[image.parent].get(unicodedata.normalize("NFC", image.stem))
+        if mask is not None:
+            found[image] = mask
+    return found
+
+
+def _masks_for(images: Path) -> Optional[Path]:
+    """The folder of masks beside that of images, whose part may have its other name."""
+    folder = Path(os.path.abspath(images))
+    others = [folder.with_name(word) for word in _PART_NAMES.get(folder.name, ())]
+    beside = (_masks_beside(path) for path in (folder, *others))
+    return next((path for path in beside if path is not None), None)
 
 
 def _part_names(part: str) -> Tuple[str, ...]:
