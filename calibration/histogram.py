@@ -17,11 +17,15 @@ Counts = NDArray[np.int64]  # (BINS,), values per bin
 
 BINS = 4096  # a power of two; between half and all of them lie below the largest value
 LEVELS = 127  # int8 magnitudes of a symmetric range, -127..127
+# For a tensor that was zero on every image: any positive clip is exact. This one's step,
+# clip / 127, is the smallest normal float16, so it survives a conversion to FP16.
+SILENT_CLIP = LEVELS * 2.0**-14
 _LOG2_BINS = 12
 _SMALLEST_EXPONENT = -100  # below 2^-100 the reciprocal of a width would overflow float32
 _BLOCK = 1 << 16  # values at a time: the temporaries stay in the L2 cache, 1.5x as fast
 _MSE_CANDIDATES = 256
 _KL_LEVELS = 128
+OUTLIER_DEVIATIONS = 6.0
 
 
 @dataclass
@@ -129,6 +133,18 @@ def clip_from_entropy(histogram: MagnitudeHistogram) -> float:
         divergence = (p_log_p - p_log_q) / total + np.log(inside / total)
     best = int(ends[np.nanargmin(divergence)])
     return min(best * histogram.width, histogram.largest)
+
+
+def outlier_percent(histogram: MagnitudeHistogram) -> float:
+    """Share of the values beyond 6 standard deviations from 0, values at bin centres.
+
+    From 0 and not from the mean, for 0 is the middle of the int8 grid: what lies that far out
+    takes most of the grid's levels away from the rest.
+    """
+    counts = histogram.counts.astype(np.float64)
+    centres = np.arange(BINS) + 0.5
+    limit = OUTLIER_DEVIATIONS * math.sqrt(np.dot(counts, centres**2) / counts.sum())
+    return float(100.0 * counts[centres > limit].sum() / counts.sum())
 
 
 def _used_bins(histogram: MagnitudeHistogram) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 class LayerFix:
     """For one quantized layer with a weight, kept by its output tensor.
 
-    weight: float32 in the weight's own shape, every value a whole multiple (-127..127) of its
+    weight: float32 in the weight's own shape, every value a whole multiple (-128..127) of its
         channel's scale, so that QuantizeLinear keeps it exactly; None: the weight stays as it is.
     scales: (channels,) float32, given with `weight` and only then.
     bias_shift: (channels,) float32, added to the layer's bias (Conv's third input, or the constant

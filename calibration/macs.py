@@ -21,11 +21,12 @@ def macs_from_model(model: onnx.ModelProto) -> dict[str, int]:
     """
     counted = [node for node in model.graph.node if node.op_type in _COUNTED]
     names = dict.fromkeys(n for node in counted for n in (*node.input[:2], node.output[0]))
-    shapes = _shapes(model, tuple(names))
+    shapes = tensor_shapes(model, tuple(names))
     return {node.output[0]: _macs(node, shapes) for node in counted}
 
 
-def _shapes(model: onnx.ModelProto, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(model: onnx.ModelProto, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes at batch 1, or at the graph's batch where that is fixed."""
     if not names:
         return {}
     watched = onnx.ModelProto()

@@ -139,8 +139,22 @@ def fixed_batch(model: onnx.ModelProto) -> int:
     return max(1, int(data_inputs(model)[0].type.tensor_type.shape.dim[0].dim_value))
 
 
-def session_from_model(model: onnx.ModelProto, *, extra_outputs: tuple[str, ...] = ()) -> Any:
-    """ONNX Runtime session on the CPU; `extra_outputs` are inner tensors to return as well."""
+def logits_tensor(model: onnx.ModelProto) -> str:
+    """Name of the float32 (N, K, H, W) tensor whose argmax are the labels."""
+    for node in model.graph.node:
+        if node.op_type == "ArgMax":
+            return str(node.input[0])
+    return "logits"
+
+
+def session_from_model(
+    model: onnx.ModelProto, *, extra_outputs: tuple[str, ...] = (), one_block: bool = True
+) -> Any:
+    """ONNX Runtime session on the CPU; `extra_outputs` are inner tensors to return as well.
+
+    one_block: from its second run on, the session takes the memory of a run as one block, beside
+    what the first run left (its default); else that memory is used again and the peak is lower.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -158,6 +172,7 @@ def session_from_model(model: onnx.ModelProto, *, extra_outputs: tuple[str, ...]
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # warnings about folded constants are not for the user
+    options.enable_mem_pattern = one_block
     try:
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -87,14 +87,14 @@ def int8_model_from_ranges(
             do="export again with opset 17",
         )
     placed = placement_from_graph(original, policy)
-    clips = _clips(original, placed, ranges)
+    clips = clips_from_ranges(original, placed, ranges)
     model = onnx.ModelProto()
     model.CopyFrom(original)
     PairWriter(model, clips, fixes or {}, fold_weights=policy.fold_weights).insert(placed)
     return model, placed
 
 
-def _clips(
+def clips_from_ranges(
     model: onnx.ModelProto, placed: Collection[QuantizedNode], ranges: Ranges
 ) -> dict[str, float]:
     """Clip of every quantized tensor.

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from calibration.onnx_file import model_from_onnx_file
+from calibration.onnx_file import logits_tensor, model_from_onnx_file
 from engines.board.machine import package_versions
 from engines.bundle import FileInfo, InputSpec, bundle_from_folder, bundle_path
 from engines.bundle_fields import FILE_NAME
@@ -32,10 +32,9 @@ from exporter.measure import (
     torch_row,
     with_scores,
 )
+from exporter.network_images import left_out_lines
 from exporter.onnx_graph import GraphSpec, ImageToLabels
 from exporter.request import DataOptions, LoadOptions
-from exporter.results import left_out_lines
-from exporter.run_onnx import logits_tensor
 from exporter.strips import Strip
 from exporter.torch_predictor import TorchPredictor
 

@@ -11,10 +11,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from calibration.onnx_file import logits_tensor
 from engines.errors import GateError
 from engines.trt.layer_names import module_path
 from exporter.onnx_graph import ImageToLabels
-from exporter.run_onnx import logits_tensor, outputs_from_onnx
+from exporter.run_onnx import outputs_from_onnx
 
 # Limits, in units of the logits' standard deviation (at least 1) and in percent of the pixels.
 # A 1e-6 relative jitter of the input alone moves SegFormer's logits by up to 6e-5 of it.

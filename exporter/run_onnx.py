@@ -34,11 +34,3 @@ def outputs_from_onnx(
         session.run(names, {entry.name: batch[i : i + step]}) for i in range(0, len(batch), step)
     ]
     return {name: np.concatenate([piece[i] for piece in pieces]) for i, name in enumerate(names)}
-
-
-def logits_tensor(model: onnx.ModelProto) -> str:
-    """Name of the float32 (N, K, H, W) tensor whose argmax are the labels."""
-    for node in model.graph.node:
-        if node.op_type == "ArgMax":
-            return str(node.input[0])
-    return "logits"

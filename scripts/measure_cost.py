@@ -1,7 +1,8 @@
-"""What an export costs: import time, memory of calibration, time of B0, memory of B5.
+"""What an export costs: import time, time of B0, memory of B5.
 
     .venv/bin/python scripts/measure_cost.py --out docs/results/cost.json
 
+Calibration alone: scripts/measure_calibration.py.
 Needs the packages of riceseg[export,test] and the data in demo/. Exit code 1 when a limit is
 exceeded. The limits are for two cores; nothing else should run meanwhile.
 """
@@ -19,9 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-from PIL import Image
 
 from engines.board.machine import machine_record, package_versions
 
@@ -30,22 +29,9 @@ DEMO = ROOT / "demo"
 RICESEG = [sys.executable, "-c", "from exporter.__main__ import main; main()"]
 LIMITS = {
     "import_engines_s": 0.15,
-    "calibration_memory_ratio_200_to_8": 1.10,
     "export_b0_s": 90.0,
     "export_b5_peak_gib": 6.0,
 }
-CALIBRATE = """
-import sys
-from pathlib import Path
-from calibration.ranges import ranges_from_images
-from engines.speed.benchmark import peak_memory_mb
-from engines.images import image_from_file
-from engines.resize import resize_bilinear
-files = sorted(Path(sys.argv[2]).iterdir())[: int(sys.argv[3])]
-images = (resize_bilinear(image_from_file(path), (512, 512)) for path in files)
-ranges = ranges_from_images(sys.argv[1], images, method=sys.argv[4])
-print(ranges.images, peak_memory_mb())
-"""
 
 
 def child(code: str, *arguments: str) -> str:
@@ -66,27 +52,6 @@ def import_engines_s() -> float:
         "from engines import Segmenter; print(time.perf_counter() - t)"
     )
     return statistics.median(float(child(code)) for _ in range(7))
-
-
-def many_images(folder: Path, count: int) -> None:
-    """`count` different images: the demo's calibration photos, flipped and brightened."""
-    photos = [
-        np.array(Image.open(path)) for path in sorted((DEMO / "images/calibration").iterdir())
-    ]
-    for i in range(count):
-        photo = photos[i % len(photos)][:, :: 1 if i % 2 else -1]
-        brighter = np.clip(photo.astype(np.int16) + i // len(photos) * 3, 0, 255)
-        Image.fromarray(brighter.astype(np.uint8)).save(folder / f"{i:04d}.jpg")
-
-
-def calibration_memory(model: Path, images: Path, method: str) -> dict[str, float]:
-    """Peak resident memory (MB) with 8 and with 200 images."""
-    found = {}
-    for count in (8, 200):
-        done, peak = child(CALIBRATE, str(model), str(images), str(count), method).split()
-        assert int(done) == count
-        found[f"images_{count}_mb"] = float(peak)
-    return found
 
 
 def watched(command: list[str]) -> tuple[float, float]:
@@ -137,14 +102,6 @@ def main() -> None:
              "--int8", "--calib", str(DEMO), "--val", str(DEMO), "--out", str(b0)]
         )  # fmt: skip
         result |= {"export_b0_s": seconds, "export_b0_peak_gib": gib}
-        (folder / "images").mkdir()
-        many_images(folder / "images", 200)
-        for method in ("minmax", "percentile"):
-            result[method] = calibration_memory(b0 / "model.onnx", folder / "images", method)
-        result["calibration_memory_ratio_200_to_8"] = max(
-            result[method]["images_200_mb"] / result[method]["images_8_mb"]
-            for method in ("minmax", "percentile")
-        )
         random_b5(folder / "b5.pth")
         seconds, gib = watched(
             [*RICESEG, "export", "--checkpoint", str(folder / "b5.pth"), "--size", "512x512",

@@ -13,6 +13,7 @@ from calibration.histogram import (
     clip_from_entropy,
     clip_from_mse,
     clip_from_percentile,
+    outlier_percent,
 )
 
 
@@ -136,3 +137,17 @@ def test_the_entropy_clip_is_that_of_the_published_loop(seed: int) -> None:
 
 def test_the_entropy_clip_of_few_values_is_the_largest() -> None:
     assert clip_from_entropy(_histogram([0.5])) == 0.5
+
+
+def test_outliers_are_what_lies_beyond_six_standard_deviations() -> None:
+    values = np.random.default_rng(4).standard_t(3, 100_000).astype(np.float32)
+    expected = 100.0 * np.mean(
+        np.abs(values) > 6 * np.sqrt(np.mean(values.astype(np.float64) ** 2))
+    )
+    assert 0.1 < expected < 1.0
+    assert outlier_percent(_histogram(values)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [-3.0, 3.0, 3.0], np.linspace(-1, 1, 1001)])
+def test_zeros_equal_magnitudes_and_even_spreads_have_no_outliers(values: object) -> None:
+    assert outlier_percent(_histogram(values)) == 0.0

@@ -15,7 +15,7 @@ from calibration.ranges import Method, Ranges, TensorRange, ranges_from_images
 from calibration.ranges_json import ranges_from_json, ranges_to_json
 from engines.errors import BundleError, ConfigError, DatasetError, GraphError, InputError
 
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse", "auto")
 SOURCES = {"normed", "mixed", "sum", "halved"}
 WRITTEN = {"q", "reduced", "projected", "wide", "fused"}
 
@@ -81,6 +81,14 @@ def test_minmax_takes_the_larger_magnitude_of_all_images(tmp_path: Path) -> None
     assert ranges.tensors["y"] == TensorRange(-100.0, 20.0, 100.0)
 
 
+def test_the_share_of_outliers_comes_with_the_histogram(tmp_path: Path) -> None:
+    path = _scalar(tmp_path, "y = Identity (x)")
+    # 99 values of 1 and one of 200: the deviation from 0 is sqrt(40099 / 100) = 20, six are 120.
+    images = [_image(1, 1, 1, 1)] * 24 + [_image(1, 1, 1, 200)]
+    assert ranges_from_images(path, images, method="mse").tensors["y"].outlier_percent == 1.0
+    assert ranges_from_images(path, images, method="minmax").tensors["y"].outlier_percent is None
+
+
 def test_the_percentile_is_taken_over_all_images_together(tmp_path: Path) -> None:
     path = _scalar(tmp_path, "y = Identity (x)")
     images = [_image(1, 2, 3, 4), _image(5, 6, 7, 200)]
@@ -142,7 +150,7 @@ def test_an_image_of_another_shape_or_type_is_an_error(image: np.ndarray, tmp_pa
 
 def test_an_unknown_method_and_a_percentile_out_of_range_are_errors(tmp_path: Path) -> None:
     path = saved(block_model(), tmp_path)
-    with pytest.raises(ConfigError, match=r"'max'.*minmax, percentile, entropy, mse"):
+    with pytest.raises(ConfigError, match=r"'max'.*minmax, percentile, entropy, mse, auto"):
         ranges_from_images(path, random_images(1), method="max")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"percentile of 0.99999"):
         ranges_from_images(path, random_images(1), percentile=0.99999)
@@ -169,14 +177,32 @@ def test_a_missing_and_a_damaged_file_are_errors(tmp_path: Path) -> None:
 RANGES = Ranges(
     "percentile",
     12,
-    {"normed": TensorRange(0.0, 255.0, 255.0), "/a/MatMul: 1": TensorRange(-1.5, 0.1, 1.25)},
+    {"normed": TensorRange(0.0, 255.0, 255.0), "/a/MatMul: 1": TensorRange(-1.5, 0.1, 1.25, 0.5)},
     99.999,
     {"q": TensorRange(-3.0, 2.0, 3.0)},
 )
 
 
+ITEM = {"min": 0, "max": 1, "amax": 1}
+
+
 def test_ranges_survive_json() -> None:
     assert ranges_from_json(ranges_to_json(RANGES)) == RANGES
+
+
+def test_the_choice_of_auto_survives_json() -> None:
+    chosen: dict[str, Method] = {"normed": "mse", "/a/MatMul: 1": "entropy"}
+    ranges = dataclasses.replace(RANGES, method="auto", chosen=chosen)
+    assert ranges_from_json(ranges_to_json(ranges)) == ranges
+
+
+def test_a_ranges_file_of_before_the_choice_and_the_outliers_is_read() -> None:
+    record = json.loads(ranges_to_json(RANGES))
+    del record["chosen"]
+    del record["tensors"]["/a/MatMul: 1"]["outlier_percent"]
+    read = ranges_from_json(json.dumps(record))
+    assert read.chosen == {}
+    assert read.tensors["/a/MatMul: 1"] == TensorRange(-1.5, 0.1, 1.25, None)
 
 
 def test_a_ranges_file_of_before_the_implicit_ones_is_read() -> None:
@@ -204,6 +230,14 @@ def test_a_ranges_file_of_before_the_implicit_ones_is_read() -> None:
         ({"tensors": {"x": {"min": 0, "max": 10**400, "amax": 1}}}, "x.max = 1000"),
         ({"tensors": {"x": {"min": "0", "max": 1, "amax": 1}}}, "x.min = 0"),
         ({"percentile": "high"}, "percentile = high"),
+        ({"tensors": {"x": ITEM | {"outlier_percent": 101}}}, "x.outlier_percent = 101"),
+        ({"tensors": {"x": ITEM | {"outlier_percent": "few"}}}, "x.outlier_percent = few"),
+        ({"tensors": {"x": ITEM | {"more": 1}}}, "tensor x without exactly"),
+        ({"chosen": {"normed": "mse"}}, "chosen .*not one method for each tensor"),
+        ({"chosen": ["mse"]}, "chosen .*not one method for each tensor"),
+        ({"method": "auto"}, "chosen .*not one method for each tensor"),
+        ({"method": "auto", "tensors": {"x": ITEM}, "chosen": {"x": "auto"}}, "chosen.x = auto"),
+        ({"method": "auto", "tensors": {"x": ITEM}, "chosen": {"x": []}}, r"chosen.x = \[\]"),
         ({"implicit": ["q"]}, r"implicit \['q'\]"),
         ({"implicit": {"q": {"min": 0, "max": 1, "amax": -1}}}, "tensor q .*amax -1"),
     ],
