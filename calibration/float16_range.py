@@ -13,6 +13,8 @@ from engines.errors import GraphError
 
 LARGEST = 65504.0  # of float16
 ROUNDS_TO_INFINITY = 65520.0
+_MASK = LARGEST / 2  # leaves a score as much room below it
+_PRODUCTS = frozenset({"Mul", "Div", "MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 
 def check_float16_range(original: onnx.ModelProto, tensors: tuple[str, ...]) -> None:
@@ -23,10 +25,8 @@ def check_float16_range(original: onnx.ModelProto, tensors: tuple[str, ...]) -> 
     """
     if not tensors:
         return
-    extremes = ExtremesSession(_without_huge_constants(original), tensors).extremes(
-        probe_batch(original)
-    )
-    largest = np.abs(extremes).max(axis=1)
+    session = ExtremesSession(without_huge_constants(original, _MASK), tensors)
+    largest = np.abs(session.extremes(probe_batch(original))).max(axis=1)
     beyond = np.flatnonzero(~(largest < ROUNDS_TO_INFINITY))  # NaN, too
     if beyond.size:
         name, value = tensors[beyond[0]], largest[beyond[0]]
@@ -39,19 +39,20 @@ def check_float16_range(original: onnx.ModelProto, tensors: tuple[str, ...]) -> 
         )
 
 
-def _without_huge_constants(original: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which constants beyond float16 are half of its range.
+def without_huge_constants(original: onnx.ModelProto, magnitude: float) -> onnx.ModelProto:
+    """A copy in which constants beyond float16 have this magnitude, and their own sign.
 
     They are attention masks (-1e9, -inf): the sum of a mask and a score is meant to be huge, and
-    half of the range leaves room for the score.
+    what is measured is to be the score's part in it. A factor is no mask and stays.
     """
     model = onnx.ModelProto()
     model.CopyFrom(original)
+    factors = {n for node in model.graph.node if node.op_type in _PRODUCTS for n in node.input}
     for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in factors:
             values = numpy_helper.to_array(tensor)
-            halved = np.copysign(np.float32(LARGEST / 2), values)
-            values = np.where(np.abs(values) > LARGEST, halved, values)
+            instead = np.copysign(np.float32(magnitude), values)
+            values = np.where(np.abs(values) > LARGEST, instead, values)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,6 +29,7 @@ _SUFFIX = {FLOAT: "float32", FLOAT16: "float16"}
 _FLOAT32_INPUTS = frozenset({("Resize", "roi"), ("Resize", "scales")})
 # Attributes that name the type of an output.
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype"})
+_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ def fp16_onnx_from_onnx(
 ) -> Fp16Record:
     """Write `onnx_path` in float16 to `out_path`; inputs and outputs keep their types.
 
-    fp32_nodes: globs over node names that stay in float32, each of which must match one; a Cast
-        stands wherever such a node meets float16.
+    fp32_nodes: globs over node names that stay in float32, each of which must match one, and with
+        them the Q/DQ pairs that they alone read; a Cast stands wherever such a node meets float16.
+        `calibration.float16_risk` finds the nodes whose values float16 may not hold.
     What an operator takes as float32 only (Resize's scales; Q/DQ pairs below opset 19) stays so.
     Raises GraphError for unknown operators and for tensors beyond +-65504, and leaves no file then.
     """
@@ -58,7 +61,7 @@ def fp16_onnx_from_onnx(
     kept = _nodes_matching(original.graph, fp32_nodes)
     float32 = onnx.ModelProto()
     float32.CopyFrom(original)
-    _initializers_from_constants(float32.graph)
+    initializers_from_constants(float32.graph)
     model = onnx.ModelProto()
     model.CopyFrom(float32)
     converter = _Converter(model, kept)
@@ -84,7 +87,25 @@ def _nodes_matching(graph: onnx.GraphProto, globs: tuple[str, ...]) -> frozenset
     return named.union(matching)
 
 
-def _initializers_from_constants(graph: onnx.GraphProto) -> None:
+def _held_nodes(graph: onnx.GraphProto, kept: frozenset[str]) -> list[bool]:
+    """For each node whether it stays float32: those named, and the Q/DQ pairs they alone read.
+
+    Such a pair passes on a value that float16 need not hold. Nor may a Cast stand between a pair
+    and its layer, which TensorRT then no longer runs in INT8; so a pair whose readers differ goes
+    with those in float16.
+    """
+    held: list[bool] = []
+    readers: defaultdict[str, list[bool]] = defaultdict(list)  # tensor -> is each reader held
+    for node in reversed(graph.node):
+        read = [reader for name in node.output for reader in readers[name]]
+        pair = node.op_type in _PAIR and bool(read) and all(read)
+        held.append(pair or node_label(node) in kept)
+        for name in node.input:
+            readers[name].append(held[-1])
+    return held[::-1]
+
+
+def initializers_from_constants(graph: onnx.GraphProto) -> None:
     """Float32 Constant nodes as initializers, which have one place to convert."""
     kept = []
     for node in graph.node:
@@ -109,7 +130,7 @@ class _Converter:
 
     def __init__(self, model: onnx.ModelProto, kept: frozenset[str]) -> None:
         self._graph, self._kept, self._opset = model.graph, kept, opset_of(model)
-        self._float32 = _float32_tensors(model)
+        self._float32 = float32_tensors(model)
         self._constants = {t.name: t for t in model.graph.initializer if t.data_type == FLOAT}
         self._types = dict.fromkeys(self._constants, FLOAT)
         self._types.update((v.name, FLOAT) for v in data_inputs(model) if v.name in self._float32)
@@ -122,10 +143,10 @@ class _Converter:
 
     def convert(self) -> Fp16Record:
         graph = self._graph
-        for node in graph.node:
+        for node, held in zip(graph.node, _held_nodes(graph, self._kept), strict=True):
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            self._convert_node(copy)
+            self._convert_node(copy, held)
         self._keep_output_types()
         del graph.node[:]
         graph.node.extend(self._nodes)
@@ -146,20 +167,19 @@ class _Converter:
             if kind == FLOAT16 and name not in self._constants
         )
 
-    def _convert_node(self, node: onnx.NodeProto) -> None:
+    def _convert_node(self, node: onnx.NodeProto, held: bool) -> None:
         schema = self._schema(node)
-        kept = node_label(node) in self._kept
         for index, name in enumerate(node.input):
             if name in self._float32:
                 formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-                stays = kept or (node.op_type, formal.name) in _FLOAT32_INPUTS
+                stays = held or (node.op_type, formal.name) in _FLOAT32_INPUTS
                 wanted = FLOAT if stays else _allowed_type(schema, formal)
-                is_scale = node.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 1
+                is_scale = node.op_type in _PAIR and index == 1
                 node.input[index] = self._as_type(name, wanted, keep_positive=is_scale)
         for index, name in enumerate(node.output):
             if name in self._float32:
                 formal = schema.outputs[min(index, len(schema.outputs) - 1)]
-                self._types[name] = FLOAT if kept else _allowed_type(schema, formal)
+                self._types[name] = FLOAT if held else _allowed_type(schema, formal)
                 if self._types[name] == FLOAT16:
                     _name_type(node)
         self._nodes.append(node)
@@ -234,7 +254,7 @@ def _drop_unread_initializers(graph: onnx.GraphProto) -> None:
             del graph.initializer[index]
 
 
-def _float32_tensors(model: onnx.ModelProto) -> frozenset[str]:
+def float32_tensors(model: onnx.ModelProto) -> frozenset[str]:
     """Names of all float32 tensors, by onnx's type inference."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {t.name: t.data_type for t in inferred.initializer}

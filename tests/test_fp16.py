@@ -128,6 +128,14 @@ def test_an_attention_mask_is_no_overflow(masked: str, tmp_path: Path) -> None:
     assert np.array_equal(got[0, 0, 0], [0.5, 0.5, 0.0])
 
 
+def test_a_factor_is_no_mask(tmp_path: Path) -> None:
+    """255 * 0.01 * 1e5; as a mask, of half the range, it would make 8.4e+04 of that."""
+    body = "y = Mul (x, small)  z = Mul (y, c)  logits = Div (z, c)"
+    model = _scaled_by(body, small=np.array([0.01, 0.0, 0.0]), c=np.array([1e5, 1.0, 1.0]))
+    with pytest.raises(GraphError, match=r"first z \(magnitude 2\.\d+e\+05\)"):
+        _converted(model, tmp_path)
+
+
 def test_values_too_small_for_float16_are_recorded(tmp_path: Path) -> None:
     _, record = _converted(
         _scaled_by("logits = Add (x, c)", c=np.array([1e-12, 0.0, 1.0])), tmp_path
