@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.reports.fusion import fusion_line, fusion_notes
 from engines.reports.report import ALWAYS_SHOWN, measured_columns
+from exporter.int8_page import add_filters
 from exporter.strips import Strip, uris_from_strips
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def html_from_report(
 
 
 def page_environment() -> jinja2.Environment:
-    """Jinja that escapes everything, with the filters `figure` and `facts`."""
+    """Jinja that escapes everything, with the filters of our templates."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -69,6 +70,7 @@ def page_environment() -> jinja2.Environment:
     environment.filters["facts"] = lambda record: list(_facts(record))
     environment.filters["fusion_facts"] = lambda fusion: list(_fusion_facts(fusion))
     environment.filters["slowest_layers"] = lambda fusion: list(_slowest_layers(fusion))
+    add_filters(environment)
     return environment
 
 

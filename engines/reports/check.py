@@ -8,30 +8,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping
+from typing import Any, Dict, Mapping
 
 import numpy as np
 
-from engines.errors import BundleError
+from engines.reports.fields import KINDS, checked_record, require
+from engines.reports.sections import SECTIONS, checked_section
 
 FORMAT, FORMAT_VERSION = "riceseg-report", 1
 
-_KINDS: Dict[str, Callable[[Any], bool]] = {
-    "text": lambda value: isinstance(value, str),
-    "number": lambda value: type(value) in (int, float) and abs(value) <= 1e15,
-    "amount": lambda value: _KINDS["number"](value) and value >= 0,
-    # A mean of percents may be rounded to a little more than 100.
-    "percent": lambda value: _KINDS["number"](value) and -1e-6 <= value <= 100 + 1e-6,
-    "count": lambda value: type(value) is int and value >= 0,
-    "flag": lambda value: isinstance(value, bool),
-    "list": lambda value: isinstance(value, list),
-    "object": lambda value: isinstance(value, dict),
-}
-_EXPECTED = {
-    "amount": "a number or null, and none below 0",
-    "percent": "a number or null, from 0 to 100",
-    "object": "an object or null",
-}
 _PERCENTS = ("miou", "macc", "aacc", "agreement")
 _AMOUNTS = (
     *("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "latency_mean_ms"),
@@ -78,7 +63,7 @@ def check_finite(document: Any, where: str = "") -> None:
     In memory they mean "not measured"; in a file they were written by another program.
     """
     if isinstance(document, float):
-        _require(math.isfinite(document), document, where or "the whole", "a number or null")
+        require(math.isfinite(document), document, where or "the whole", "a number or null")
     elif isinstance(document, dict):
         for key, item in document.items():
             check_finite(item, f"{where}.{key}" if where else key)
@@ -94,26 +79,26 @@ def checked_report(document: Any) -> Dict[str, Any]:
     """
     texts, lists = ("name", "format", "created", "mode"), ("rows", "classes", "palette", "warnings")
     objects = ("checkpoint", "machine", "versions", "data", "gate", "calibration", "parity")
-    full = _record(
+    full = checked_record(
         plain_document(document),
         "report",
         **dict.fromkeys(texts, "text"),
         **dict.fromkeys((*lists, "worst", "input_hw"), "list"),
-        **dict.fromkeys(objects, "object"),
+        **dict.fromkeys((*objects, *SECTIONS), "object"),
     )
     version = (full["format"], full.get("format_version"))
-    _require(version == (FORMAT, FORMAT_VERSION), version, "format", f"{FORMAT} version 1")
+    require(version == (FORMAT, FORMAT_VERSION), version, "format", f"{FORMAT} version 1")
     full["name"] = full["name"] or ""
     for key in (*lists, "worst"):
         full[key] = full[key] or []
     for key in ("machine", "versions"):
         full[key] = full[key] or {}
-    _require(len(full["rows"]) > 0, full["rows"], "rows", "at least one row")
-    _require(all(isinstance(c, str) for c in full["classes"]), full["classes"], "classes", "names")
-    _require(
+    require(len(full["rows"]) > 0, full["rows"], "rows", "at least one row")
+    require(all(isinstance(c, str) for c in full["classes"]), full["classes"], "classes", "names")
+    require(
         all(isinstance(w, str) for w in full["warnings"]), full["warnings"], "warnings", "texts"
     )
-    _require(
+    require(
         len(full["palette"]) == len(full["classes"]) and all(map(_is_rgb, full["palette"])),
         full["palette"],
         "palette",
@@ -121,68 +106,56 @@ def checked_report(document: Any) -> Dict[str, Any]:
     )
     count = len(full["classes"])
     full["rows"] = [_row(row, f"rows[{i}]", count) for i, row in enumerate(full["rows"])]
-    full["worst"] = [_record(w, "worst", image="text", agreement="percent") for w in full["worst"]]
+    full["worst"] = [
+        checked_record(w, "worst", image="text", agreement="percent") for w in full["worst"]
+    ]
     return _with_records(full)
 
 
 def _with_records(full: Dict[str, Any]) -> Dict[str, Any]:
     if full["checkpoint"] is not None:
-        full["checkpoint"] = _record(full["checkpoint"], "checkpoint", file="text", sha256="text")
+        full["checkpoint"] = checked_record(
+            full["checkpoint"], "checkpoint", file="text", sha256="text"
+        )
     if full["data"] is not None:
         # `sha256` is of the images, so that two machines' folders can be told apart.
         kinds = {"folder": "text", "images": "count", "skipped": "list", "sha256": "text"}
-        full["data"] = _record(full["data"], "data", **kinds)
+        full["data"] = checked_record(full["data"], "data", **kinds)
     gate = full["gate"]
     if gate is not None:
         kinds = {"max_drop": "number", "drop": "number", "passed": "flag", "lost": "list"}
-        full["gate"] = gate = _record(gate, "gate", **kinds)
-        _require(gate["passed"] is not None, None, "gate.passed", "true or false")
+        full["gate"] = gate = checked_record(gate, "gate", **kinds)
+        require(gate["passed"] is not None, None, "gate.passed", "true or false")
         kinds = {"class": "text", "drop": "number"}
-        gate["lost"] = [_record(item, "gate.lost", **kinds) for item in gate["lost"] or []]
+        gate["lost"] = [checked_record(item, "gate.lost", **kinds) for item in gate["lost"] or []]
     record = full["calibration"]
     if record is not None:
         kinds = {"method": "text", "images": "count", "list": "list"}
-        full["calibration"] = record = _record(record, "calibration", **kinds)
+        full["calibration"] = record = checked_record(record, "calibration", **kinds)
         kinds = {"file": "text", "sha256": "text"}
         items = record["list"] or []
-        record["list"] = [_record(item, "calibration.list", **kinds) for item in items]
+        record["list"] = [checked_record(item, "calibration.list", **kinds) for item in items]
+    for name in SECTIONS:
+        if full[name] is not None:
+            full[name] = checked_section(name, full[name])
     return full
 
 
 def _row(row: Any, where: str, num_classes: int) -> Dict[str, Any]:
-    full = _record(row, where, **_ROW_KINDS)
-    _require(bool(full["form"]), full["form"], f"{where}.form", "a name")
+    full = checked_record(row, where, **_ROW_KINDS)
+    require(bool(full["form"]), full["form"], f"{where}.form", "a name")
     notes = full["notes"] or []
-    _require(all(isinstance(n, str) for n in notes), notes, f"{where}.notes", "texts")
+    require(all(isinstance(n, str) for n in notes), notes, f"{where}.notes", "texts")
     for key in ("iou", "acc"):
         values = [None] * num_classes if full[key] is None else full[key]
         fits = len(values) == num_classes
-        fits &= all(value is None or _KINDS["percent"](value) for value in values)
+        fits &= all(value is None or KINDS["percent"](value) for value in values)
         expected = f"{num_classes} numbers or nulls, from 0 to 100, one per class"
-        _require(fits, values, f"{where}.{key}", expected)
+        require(fits, values, f"{where}.{key}", expected)
     return full
-
-
-def _record(value: Any, where: str, **kinds: str) -> Dict[str, Any]:
-    """`value` with all keys of `kinds`, which are None where missing; BundleError on a misfit."""
-    _require(isinstance(value, dict), value, where, "an object")
-    for key, kind in kinds.items():
-        item = value.get(key)
-        fits = item is None or _KINDS[kind](item)
-        _require(fits, item, f"{where}.{key}", _EXPECTED.get(kind, f"a {kind} or null"))
-    return {**dict.fromkeys(kinds), **value}
 
 
 def _is_rgb(colour: Any) -> bool:
     if not isinstance(colour, list) or len(colour) != 3:
         return False
     return all(type(part) is int and 0 <= part <= 255 for part in colour)
-
-
-def _require(fits: bool, value: Any, where: str, expected: str) -> None:
-    if not fits:
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise BundleError(
-            f"{shown} as {where} of a report", expected=expected, do="evaluate the model again"
-        )

@@ -26,12 +26,14 @@ from engines.commands.trt_eval import COMMAND as TRT_EVAL
 from engines.errors import ConfigError, GateError, MissingPackageError
 from exporter.commands.bench import COMMAND as BENCH
 from exporter.commands.board import BoardCommand
+from exporter.commands.calibrate_set import calibrate_set
 from exporter.commands.evaluate import evaluate
 from exporter.commands.export import export
 from exporter.commands.inspect import inspect
 from exporter.commands.models import models
 from exporter.commands.report import report
 from exporter.commands.segment import segment
+from exporter.commands.sensitivity import sensitivity
 
 
 class ErrorsAsText(click.Group):
@@ -114,7 +116,7 @@ def completion(shell: str) -> None:
     click.echo(kind(riceseg, {}, "riceseg", "_RICESEG_COMPLETE").source())
 
 
-for command in (export, evaluate, segment, inspect, models, report):
+for command in (export, calibrate_set, evaluate, sensitivity, segment, inspect, models, report):
     riceseg.add_command(command)
 for board_command in (BUILD, BENCH, TRT_EVAL, DOCTOR):
     riceseg.add_command(BoardCommand(board_command))

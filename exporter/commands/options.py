@@ -146,6 +146,12 @@ def data_options(function: Command) -> Command:
 def data_options_from(
     values: dict[str, Any], *, calib: Path | None, val: Path | None, val_masks: Path | None
 ) -> DataOptions:
+    if val_masks is not None and val is None:
+        raise ConfigError(
+            "--val-masks without --val",
+            expected="the images that the masks belong to",
+            do="pass --val with the folder of images, or leave --val-masks out",
+        )
     return DataOptions(
         calib=calib,
         val=val,

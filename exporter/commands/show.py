@@ -10,6 +10,8 @@ import click
 from rich.console import Console
 
 from engines.progress import printable
+from engines.reports.report import checked_report
+from exporter.int8_tables import int8_parts
 from exporter.live import scores_table
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ def table_console() -> Console:
 
 
 def show_report(report: Mapping[str, Any], folder: Path | None) -> None:
-    """The comparison table, the verdict and where to read on."""
+    """The tables of what was compared, searched and tried, the verdict and where to read on."""
     table_console().print(scores_table(report))
+    for part in int8_parts(checked_report(report)):
+        table_console().print(part)
     gate = report["gate"]
     if gate is not None:
         verdict = "passed" if gate["passed"] else "FAILED"

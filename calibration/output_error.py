@@ -1,0 +1,77 @@
+"""How far the answers of one graph are from those of another, without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.onnx_file import fixed_batch, image_input, logits_tensor, session_from_model
+from calibration.ranges import Image
+from calibration.wiring import wiring_of
+from engines.errors import GraphError
+
+# Where both graphs answer the same; float32 itself is good for some 140 dB.
+MOST_DB = 150.0
+
+Answer = tuple[NDArray[np.float32], NDArray[np.uint8]]  # logits (K, h, w), labels (H, W)
+
+
+def answers_of(model: onnx.ModelProto, images: Iterable[Image]) -> Iterator[Answer]:
+    """The answer to each image, (H, W, C) uint8 at the network's input size.
+
+    The logits are those before the last Resize, which needs a sixteenth of the memory.
+    GraphError where they are not finite.
+    """
+    logits = _small_logits_tensor(model)
+    outputs = [value.name for value in model.graph.output]
+    labels = "labels" if "labels" in outputs else logits_tensor(model)
+    session = session_from_model(model, extra_outputs=(logits,))
+    input_name, _ = image_input(model)
+    batch = fixed_batch(model)
+    for image in images:
+        feed = {input_name: np.repeat(image[None], batch, axis=0)}
+        values: list[NDArray[Any]] = session.run([logits, labels], feed)
+        if not np.isfinite(values[0]).all():
+            raise GraphError(
+                f"values that are not finite in {logits}",
+                expected="finite logits",
+                do="look at the checkpoint's weights and at the images",
+            )
+        answer = values[1] if values[1].ndim == 3 else values[1].argmax(axis=1)
+        yield values[0][0], answer[0].astype(np.uint8)
+
+
+def _small_logits_tensor(model: onnx.ModelProto) -> str:
+    producers = wiring_of(model.graph).producers
+    name = logits_tensor(model)
+    while name in producers and producers[name].op_type == "Resize":
+        name = producers[name].input[0]
+    return name
+
+
+def error_of(expected: Iterable[Answer], got: Iterable[Answer]) -> tuple[float, float]:
+    """SQNR of the logits in dB and agreement of the labels in percent, over all images together.
+
+    SQNR is 10 log10 of the energy of the expected logits over that of the difference, -150 to 150.
+    """
+    signal = noise = 0.0
+    equal = pixels = 0
+    for (logits, labels), (other_logits, other_labels) in zip(expected, got, strict=True):
+        signal += float(np.square(logits, dtype=np.float64).sum())
+        noise += float(np.square(logits - other_logits, dtype=np.float64).sum())
+        equal += int(np.count_nonzero(labels == other_labels))
+        pixels += labels.size
+    return _decibels(signal, noise), 100.0 * equal / pixels
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return MOST_DB
+    if signal == 0:
+        return -MOST_DB
+    return min(max(10.0 * math.log10(signal / noise), -MOST_DB), MOST_DB)
