@@ -16,6 +16,7 @@ from engines.errors import CheckpointError
 from engines.images import sha256_of_file
 from exporter.file_kind import EXPECTED, file_kind
 from exporter.pickle_records import NumpyArray, Placeholder
+from exporter.qat.trained_scales import TrainedScales, without_quantizers
 from exporter.state_dict import (
     check_finite,
     cleaned_names,
@@ -43,7 +44,7 @@ class Checkpoint:
     number may differ from the number of outputs. `palette` is RGB and as long as `classes`.
     `config_text` is the training configuration as text and must not be executed. `notes` say
     what was unwrapped, ignored or left out. `path` is the file that holds the tensors, `sha256`
-    its hash.
+    its hash. `trained_scales` are those of quantization-aware training, None without it.
     """
 
     tensors: dict[str, Tensor]
@@ -56,6 +57,7 @@ class Checkpoint:
     notes: tuple[str, ...]
     sha256: str
     path: Path
+    trained_scales: TrainedScales | None = None
 
 
 def state_dict_from_checkpoint(path: Path) -> Checkpoint:
@@ -91,8 +93,10 @@ def _from_file(path: Path) -> Checkpoint:
     if _SHARD.fullmatch(path.name):
         raise _sharded(path.name)
     checkpoint = _from_safetensors(path) if kind == "safetensors" else _from_torch(path)
-    check_finite(checkpoint.tensors, path)
-    return replace(checkpoint, sha256=sha256_of_file(path))
+    # First, for observers that never saw a value hold infinities.
+    tensors, scales = without_quantizers(checkpoint.tensors, path)
+    check_finite(tensors, path)
+    return replace(checkpoint, tensors=tensors, trained_scales=scales, sha256=sha256_of_file(path))
 
 
 def _from_safetensors(path: Path) -> Checkpoint:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import ConfigError, DeviceError, EngineError, UserError
 from engines.progress import Progress
-from exporter.request import ExportRequest
-from exporter.targets import Target, target_named
+from exporter.targets import Target
 
 if TYPE_CHECKING:
     from engines.trt.build import BuildRecord
@@ -46,23 +45,21 @@ def check_engines_here(target: Target) -> None:
 
 
 def engines_of_bundle(
-    folder: Path, request: ExportRequest, progress: Progress
+    folder: Path, target: Target, precisions: Sequence[str], progress: Progress
 ) -> Iterator[BuildRecord]:
-    """Build one engine for each precision that the export was asked for, else for FP32.
+    """Build one engine for each of the precisions (see `ExportResult.precisions`).
 
     A build that fails raises EngineError; the bundle and the engines before it stay.
     """
     from engines.trt.build import engine_from_bundle
     from engines.trt.options import BuildOptions
 
-    target = target_named(request.target)
     if target.jetson and platform.machine() != "aarch64":
         progress.warn(
             f"--engine builds for this machine; on the {target.name} device run "
             f"`riceseg build {folder}`"
         )
-    asked = {"fp16": request.fp16, "int8": request.int8}
-    for precision in [name for name, wanted in asked.items() if wanted] or ["fp32"]:
+    for precision in precisions:
         options = BuildOptions(precision=precision, rtx=target.rtx)
         try:
             yield engine_from_bundle(folder, options, progress=progress)

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
-from calibration.fp16 import fp16_onnx_from_onnx
 from calibration.images import CalibrationImage, calibration_list
-from calibration.quantize import int8_onnx_from_ranges
-from calibration.ranges import ranges_from_images
-from calibration.ranges_json import ranges_to_json
-from calibration.trt_cache import write_calibration_cache
+from calibration.policy import PrecisionPolicy
 from engines.bundle import (
     Gate,
     InputSpec,
     write_bundle_json,
 )
 from engines.dataset import Pair, calibration_images_from, pairs_from_folder
-from engines.errors import ConfigError, GraphError, ImageError
-from engines.images import image_from_file
+from engines.errors import ConfigError
 from engines.progress import Progress
-from engines.resize import network_image_from_image
+from exporter.calibrate import hold_overflows, learn_int8, shown_images
 from exporter.load import LoadedModel, first_image_hw, load_model, network_input, network_size
+from exporter.network_images import network_images
 from exporter.onnx_graph import (
     GraphSpec,
     ImageToLabels,
@@ -35,25 +31,38 @@ from exporter.onnx_graph import (
     onnx_from_model,
 )
 from exporter.parity import check_parity
+from exporter.precision import told_policy
+from exporter.precision_search import policy_within
+from exporter.qat.bundle import export_quantized_onnx
+from exporter.qat.kind import is_onnx_checkpoint
+from exporter.qat.scales_applied import check_training_stays
+from exporter.quantization import write_files
 from exporter.report import write_report
-from exporter.request import DataOptions, ExportRequest, calibration_source
-from exporter.results import bundle_of, left_out_lines, measured
+from exporter.request import DataOptions, ExportRequest
+from exporter.results import bundle_of, measured
 from exporter.rewrites import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from exporter.staging import whole_folder
 from exporter.targets import opset_for, target_named, target_warnings
+from exporter.torch_predictor import TorchPredictor
 from exporter.work import Work
 
 PARITY_IMAGES = 4
+PATTERN = "a synthetic pattern"  # what parity is checked on where there is no image
+Batch: TypeAlias = "np.ndarray[Any, Any]"  # (N, H, W, C) uint8 at network size
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Where the bundle is, the report's content, and whether the gate was passed (None: none)."""
+    """Where the bundle is, the report's content, and whether the gate was passed (None: none).
+
+    precisions: what was asked for or found beside FP32, "fp32" where that is nothing.
+    """
 
     folder: Path
     report: dict[str, Any]
     gate: Gate | None
+    precisions: tuple[str, ...]
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
@@ -63,41 +72,52 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
     PyTorch. A loss of accuracy beyond `max_drop` is no exception: see `ExportResult.gate`.
     """
     _check_inputs_stay(request)
+    if is_onnx_checkpoint(request.checkpoint):
+        report, gate = export_quantized_onnx(request, progress)
+        precisions = ("fp16", "int8") if request.fp16 else ("int8",)
+        return ExportResult(request.out, report, gate, precisions)
+    policy = told_policy(request)
     _check_options(request)
     with whole_folder(request.out, overwrite=request.overwrite) as folder:
         with progress.stage("load"):
-            work = _load(request, progress)
+            work = _load(request, policy, progress)
+        reference = ImageToLabels(work.loaded.net, work.spec).eval()
+        batch, on = _parity_images(work, request.data)
         with progress.stage("trace to ONNX"):
-            model_path = folder / "model.onnx"
-            reference = ImageToLabels(work.loaded.net, work.spec).eval()
-            images, on = _parity_images(work, request.data)
-            _trace(work, model_path, images)
+            _trace(work, folder / "model.onnx", batch)
         with progress.stage("verify against PyTorch"):
-            model = onnx.load(model_path)
-            work.parity = check_parity(reference, model, images, on=on)
-            work.fp32_nodes = decomposed_layer_norms(work.loaded.net, model)
-        if request.int8:
-            with progress.stage(f"calibrate ({request.method})"):
-                _calibrate(request, work, folder, progress)
-            with progress.stage("quantize to INT8"):
-                assert work.ranges is not None  # _calibrate sets it
-                work.quantized = int8_onnx_from_ranges(
-                    model_path, work.ranges, folder / "model.int8.onnx"
-                )
-                work.add(folder, "int8", "model.int8.onnx")
-        if request.fp16:
-            with progress.stage("write FP16"):
-                _write_fp16(work, folder, "fp32", "fp16")
-        if request.int8 and work.target.int8_fp16:
-            with progress.stage("write INT8 with FP16"):
-                _write_int8_fp16(work, folder)
+            _verify(work, folder, reference, batch, on)
+        if work.calib or on != PATTERN:
+            with progress.stage("look for overflows of FP16"):
+                hold_overflows(work, request.data, folder / "model.onnx", batch, progress)
+        if policy is None or policy.recipe is not None:
+            recipe = learn_int8(request, work, folder, policy, progress)
+            if recipe.equalize:  # the graph is another one now
+                _verify(work, folder, reference, batch, on)
+            policy = policy and replace(policy, recipe=recipe)
+        if policy is None:
+            shown = shown_images(work, request.data)
+            predictor = TorchPredictor(reference)
+            policy = policy_within(request, work, folder, predictor, shown, progress=progress)
+        work.policy = policy
+        write_files(work, folder, fp16=request.fp16, progress=progress)
+        written = {key: key in work.files for key in ("fp16", "int8")}
+        work.warnings += target_warnings(work.target, **written)
         report, strips, gate = measured(request, work, folder, reference, progress)
         with progress.stage("write report and bundle"):
             write_report(report, folder, strips=strips)
             write_bundle_json(bundle_of(request, work, gate, report["created"]), folder)
     for warning in work.warnings:
         progress.warn(warning)
-    return ExportResult(request.out, report, gate)
+    found = tuple(key for key, there in written.items() if there)
+    return ExportResult(request.out, report, gate, found or ("fp32",))
+
+
+def _verify(work: Work, folder: Path, reference: ImageToLabels, batch: Batch, on: str) -> None:
+    model = onnx.load(folder / "model.onnx")
+    work.parity = check_parity(reference, model, batch, on=on)
+    norms = decomposed_layer_norms(work.loaded.net, model)
+    work.fp32_nodes = tuple(dict.fromkeys((*norms, *work.fp32_nodes)))
 
 
 def _check_options(request: ExportRequest) -> None:
@@ -114,7 +134,8 @@ def _check_inputs_stay(request: ExportRequest) -> None:
     """Replacing a bundle removes its folder, and with it all that lies inside."""
     out = Path(os.path.realpath(request.out))
     data, classes = request.data, request.load.classes
-    for path in (request.checkpoint, classes, data.calib, data.val, data.val_masks):
+    given = (request.checkpoint, classes, data.calib, data.val, data.val_masks, request.policy)
+    for path in given:
         if path is not None and Path(os.path.realpath(path)).is_relative_to(out):
             raise ConfigError(
                 f"{path}, which lies inside --out {request.out}",
@@ -123,11 +144,13 @@ def _check_inputs_stay(request: ExportRequest) -> None:
             )
 
 
-def _load(request: ExportRequest, progress: Progress) -> Work:
+def _load(request: ExportRequest, policy: PrecisionPolicy | None, progress: Progress) -> Work:
     loaded = load_model(request.checkpoint, request.load)
+    check_training_stays(request, loaded)
     data = request.data
     pairs = pairs_from_folder(data.val, masks=data.val_masks) if data.val is not None else ()
-    calib = _calibration_images(request, pairs)
+    int8 = policy is None or policy.recipe is not None
+    calib = _calibration_images(data, pairs if int8 else ())
     target = target_named(request.target)
     warnings = list(loaded.warnings)
     image_hw = first_image_hw(
@@ -150,21 +173,17 @@ def _load(request: ExportRequest, progress: Progress) -> Work:
     )
     if not pairs:
         warnings.append("no --val: the loss of accuracy was not measured")
-    if data.calib is not None and not request.int8:
-        warnings.append("--calib without --int8 has no effect: no INT8 graph was written")
-    warnings += target_warnings(target, fp16=request.fp16, int8=request.int8)
     progress.note(_summary(loaded, input_spec))
     for note in loaded.notes:
         progress.note(note)
     return Work(target, loaded, input_spec, spec, pairs, calib, warnings)
 
 
-def _calibration_images(
-    request: ExportRequest, pairs: Sequence[Pair]
-) -> tuple[CalibrationImage, ...]:
-    if not request.int8:
+def _calibration_images(data: DataOptions, pairs: Sequence[Pair]) -> tuple[CalibrationImage, ...]:
+    """Those of --calib. Apart from `pairs`, the validation, if anything is to be fitted to them."""
+    if data.calib is None:
         return ()
-    files = calibration_images_from(calibration_source(request.data.calib))
+    files = calibration_images_from(data.calib)
     return calibration_list(files, validation_files=[pair.image for pair in pairs])
 
 
@@ -178,7 +197,7 @@ def _summary(loaded: LoadedModel, input_spec: InputSpec) -> str:
     )
 
 
-def _trace(work: Work, path: Path, images: np.ndarray[Any, Any]) -> None:
+def _trace(work: Work, path: Path, images: Batch) -> None:
     raw = path.with_name("traced.onnx")
     onnx_from_model(
         rewritten_for_export(work.loaded.net),
@@ -191,20 +210,20 @@ def _trace(work: Work, path: Path, images: np.ndarray[Any, Any]) -> None:
     work.add(path.parent, "fp32", path.name)
 
 
-def _parity_images(work: Work, data: DataOptions) -> tuple[np.ndarray[Any, Any], str]:
+def _parity_images(work: Work, data: DataOptions) -> tuple[Batch, str]:
     """A whole number of the graph's usual batches: real images, or a pattern without any."""
     files = [p.image for p in work.pairs] or [c.path for c in work.calib]
     count = -(-PARITY_IMAGES // work.spec.batch[1]) * work.spec.batch[1]
-    readable = _network_images(files, work.input, data, {})
+    readable = network_images(files, work.input, data, {})
     images = [image for image, _ in zip(readable, range(count), strict=False)]
     if images:
         repeated = [images[i % len(images)] for i in range(count)]
         return np.stack(repeated), f"{len(images)} images"
     work.warnings.append("verified on a synthetic pattern; with --val it is verified on images")
-    return _pattern(work.input, count), "a synthetic pattern"
+    return _pattern(work.input, count), PATTERN
 
 
-def _pattern(input_spec: InputSpec, count: int) -> np.ndarray[Any, Any]:
+def _pattern(input_spec: InputSpec, count: int) -> Batch:
     """Blobs of several sizes and fine grain, uint8 (count, H, W, C), always the same."""
     rng = np.random.default_rng(0)
     h, w = input_spec.hw
@@ -213,61 +232,3 @@ def _pattern(input_spec: InputSpec, count: int) -> np.ndarray[Any, Any]:
         grid = rng.normal(size=(count, -(-h // cell), -(-w // cell), input_spec.channels))
         total += np.repeat(np.repeat(grid, cell, axis=1), cell, axis=2)[:, :h, :w] * 24.0
     return np.clip(total + 128.0, 0, 255).astype(np.uint8)
-
-
-def _network_images(
-    files: Sequence[Path], input_spec: InputSpec, data: DataOptions, skipped: dict[Path, str]
-) -> Iterator[np.ndarray[Any, Any]]:
-    """Images at network size, one at a time; unreadable ones raise or are named in `skipped`."""
-    for path in files:
-        try:
-            image = image_from_file(path, channels=input_spec.channels, convert=data.convert_images)
-        except ImageError as error:
-            if not data.skip_bad:
-                raise
-            skipped[path] = str(error)
-            continue
-        yield network_image_from_image(image, input_spec.hw, input_spec.rule, input_spec.pad_value)
-
-
-def _calibrate(request: ExportRequest, work: Work, folder: Path, progress: Progress) -> None:
-    skipped: dict[Path, str] = {}
-    files = [item.path for item in work.calib]
-    work.ranges = ranges_from_images(
-        folder / "model.onnx",
-        _network_images(files, work.input, request.data, skipped),
-        method=request.method,  # type: ignore[arg-type]  # checked there
-        percentile=request.percentile,
-        on_image=lambda done: progress.advance(done + len(skipped), len(files)),
-    )
-    lines = [f"{path.name}: {reason}" for path, reason in skipped.items()]
-    work.warnings += left_out_lines("calibration", lines)
-    work.calib = tuple(item for item in work.calib if item.path not in skipped)
-    (folder / "ranges.json").write_text(ranges_to_json(work.ranges), encoding="utf-8")
-    write_calibration_cache(work.ranges, folder / "calibration.cache")
-    work.add(folder, "ranges", "ranges.json")
-    work.add(folder, "calibration_cache", "calibration.cache")
-
-
-def _write_fp16(work: Work, folder: Path, source: str, key: str) -> None:
-    """The file `source` of the bundle, all of it that is not INT8 in FP16, as its file `key`."""
-    name = f"model.{key.replace('_', '.')}.onnx"
-    record = fp16_onnx_from_onnx(
-        folder / work.files[source].file, folder / name, fp32_nodes=work.fp32_nodes
-    )
-    work.warnings += [
-        f"{count} values of {tensor} are beyond FP16's range and were clamped in {name}"
-        for tensor, count in record.clamped.items()
-    ]
-    work.add(folder, key, name)
-
-
-def _write_int8_fp16(work: Work, folder: Path) -> None:
-    """Nobody asked for FP16 by name, so a network that it cannot hold goes without."""
-    try:
-        _write_fp16(work, folder, "int8", "int8_fp16")
-    except GraphError as error:
-        work.warnings.append(
-            f"no INT8 graph with its rest in FP16 ({error.got}): a strongly typed TensorRT runs "
-            "that rest in FP32"
-        )

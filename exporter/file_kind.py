@@ -80,7 +80,8 @@ def _refuse_known_kinds(path: Path, head: bytes) -> None:
         raise CheckpointError(
             f"{path.name}, an ONNX file",
             expected=EXPECTED,
-            do="give the checkpoint that the ONNX file was made from",
+            do="give the checkpoint that it was made from; only `riceseg export` takes a quantized "
+            "graph, under a name that ends in .onnx",
         )
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(

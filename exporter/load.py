@@ -83,9 +83,16 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
         palette=palette,
         named=named,
         checkpoint=checkpoint,
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *_training_notes(checkpoint)),
         warnings=tuple(warnings),
     )
+
+
+def _training_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    scales = checkpoint.trained_scales
+    if scales is None:
+        return ()
+    return (f"{len(scales)} scales of quantization-aware training, which --int8 keeps",)
 
 
 def _normalisation(
@@ -106,6 +113,19 @@ def _normalisation(
     if (mean is None or std is None) and hf and hf.get("image_mean") and hf.get("image_std"):
         mean = mean or tuple(255.0 * float(v) for v in hf["image_mean"])
         std = std or tuple(255.0 * float(v) for v in hf["image_std"])
+    return checked_normalisation(mean, std, channels, warnings)
+
+
+def checked_normalisation(
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    channels: int,
+    warnings: list[str],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per channel; of three channels the family's default, with a warning.
+
+    Raises ConfigError for another number of them, and for numbers that cannot be divided by.
+    """
     if (mean is None or std is None) and channels == 3:
         mean, std = mean or DEFAULT_MEAN, std or DEFAULT_STD
         warnings.append("no normalisation stored with the weights: ImageNet mean and std assumed")

@@ -37,11 +37,25 @@ class DataOptions:
     reduce_zero_label: bool | None = None  # None: as the checkpoint's configuration says
 
 
+@dataclass(frozen=True)
+class Int8Options:
+    """What the user says about INT8, each as in `calibration.recipe.Int8Recipe`.
+
+    None: as measured with `ExportRequest.auto`, else Int8Recipe's default.
+    """
+
+    method: str | None = None
+    percentile: float | None = None
+    equalize: bool | None = None
+    rounding: str | None = None
+    bias_correction: bool | None = None
+
+
 def calibration_source(calib: Path | None) -> Path:
     """Where INT8's images are; ConfigError when nobody said."""
     if calib is None:
         raise ConfigError(
-            "--int8 without --calib",
+            "INT8 without --calib",
             expected="images from the field: INT8 ranges are never taken from noise",
             do="pass --calib with a folder of some 100 training images",
         )
@@ -67,7 +81,9 @@ class ExportRequest:
     """`max_drop` is in mIoU points; `runs` is the number of timed runs of each form.
 
     `target` names one of `exporter.targets`; None is for every device. `keep_reference` stores
-    PyTorch's labels of the validation images in the bundle.
+    PyTorch's labels of the validation images in the bundle. What is written beside FP32: `int8` and
+    `fp16` as asked; `auto` what stays within `max_drop`; `policy` what that file says, with which
+    `int8` and `fp16` may be set where they do not contradict it.
     """
 
     checkpoint: Path
@@ -79,8 +95,9 @@ class ExportRequest:
     keep_reference: bool = False
     int8: bool = False
     fp16: bool = False
-    method: str = "mse"
-    percentile: float = 99.999
+    auto: bool = False
+    policy: Path | None = None
+    int8_options: Int8Options = field(default_factory=Int8Options)
     max_drop: float = 1.0
     runs: int = 20
     overwrite: bool = False

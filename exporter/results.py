@@ -26,13 +26,12 @@ from exporter.measure import (
     torch_row,
     with_scores,
 )
+from exporter.network_images import left_out_lines
 from exporter.onnx_graph import ImageToLabels
 from exporter.request import ExportRequest
 from exporter.strips import Strip
 from exporter.torch_predictor import TorchPredictor
 from exporter.work import Work
-
-MOST_LINES = 20  # of images that were left out; a broken disk would fill the screen
 
 
 def measured(
@@ -55,10 +54,11 @@ def measured(
         rows = with_scores(rows, evaluation)
         gate, lost = gate_from_rows(rows, model.classes, request.max_drop)
         work.warnings += left_out_lines("validation", evaluation.skipped)
-    work.warnings += _speed_warnings(rows)
+    work.warnings += speed_warnings(rows[1:])
     report = report_record(model, rows, request.data, evaluation, work.warnings)
     report["gate"] = None if gate is None else {**asdict(gate), "lost": lost}
     report["calibration"] = _calibration_record(work)
+    report["precision_search"], report["techniques"] = work.search, work.techniques
     report["parity"] = None if work.parity is None else asdict(work.parity)
     return report, strips, gate
 
@@ -86,7 +86,7 @@ def _evaluated(
             stack.enter_context(open_predictors(forms, first)),
             work.pairs,
             request.data,
-            reduce_zero_label=_reduces_zero_label(request, work),
+            reduce_zero_label=reduces_zero_label(request, work),
             on_image=on_image,
         )
     if request.keep_reference:
@@ -94,14 +94,7 @@ def _evaluated(
     return evaluation, strips
 
 
-def left_out_lines(part: str, skipped: Sequence[str]) -> list[str]:
-    """A warning for each image that was left out, of the first ones if there are many."""
-    lines = [printable(f"{part} image left out: {line}") for line in skipped[:MOST_LINES]]
-    more = len(skipped) - len(lines)
-    return [*lines, f"{more} more {part} images left out"] if more > 0 else lines
-
-
-def _reduces_zero_label(request: ExportRequest, work: Work) -> bool:
+def reduces_zero_label(request: ExportRequest, work: Work) -> bool:
     told = request.data.reduce_zero_label
     return bool(work.loaded.settings.reduce_zero_label) if told is None else told
 
@@ -125,9 +118,9 @@ def _speed_rows(
     return rows
 
 
-def _speed_warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A CPU shows the accuracy of INT8, not what a GPU gains by it."""
-    speed = {row["precision"]: row.get("latency_p50_ms") for row in rows[1:]}
+def speed_warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Of the ONNX rows: a CPU shows the accuracy of INT8, not what a GPU gains by it."""
+    speed = {row["precision"]: row.get("latency_p50_ms") for row in rows}
     fp32, int8 = speed.get("fp32"), speed.get("int8")
     if fp32 is None or int8 is None or int8 <= fp32:
         return []
@@ -138,15 +131,21 @@ def _speed_warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _calibration_record(work: Work) -> dict[str, Any] | None:
-    if work.ranges is None or work.quantized is None:
+    if work.calibrated is None or work.quantized is None or work.policy is None:
         return None
+    recipe, ranges, quantized = work.calibrated.recipe, work.calibrated.ranges, work.quantized
     return {
-        "method": work.ranges.method,
-        "percentile": work.ranges.percentile,
-        "images": work.ranges.images,
-        "int8_nodes": len(work.quantized.nodes),
-        "float_nodes": list(work.quantized.float_nodes),
-        "int8_macs_percent": work.quantized.int8_macs_percent,
+        "method": ranges.method,
+        "percentile": ranges.percentile,
+        "equalize": recipe.equalize,
+        "rounding": recipe.rounding,
+        "bias_correction": recipe.bias_correction,
+        "images": ranges.images,
+        "int8_nodes": len(quantized.nodes),
+        "float_nodes": list(quantized.float_nodes),
+        "float_groups": list(work.policy.float_groups),
+        "int8_macs_percent": quantized.int8_macs_percent,
+        "int8_weighted_percent": quantized.int8_weighted_percent,
         "list": [{"file": printable(item.path.name), "sha256": item.sha256} for item in work.calib],
     }
 
@@ -164,7 +163,7 @@ def bundle_of(request: ExportRequest, work: Work, gate: Gate | None, created: st
         classes=loaded.classes[: loaded.named],
         palette=loaded.palette[: loaded.named],
         num_outputs=found.num_outputs,
-        reduce_zero_label=_reduces_zero_label(request, work),
+        reduce_zero_label=reduces_zero_label(request, work),
         test_mode={
             "mode": settings.test_mode or "whole",
             "crop_size": list(settings.crop_size) if settings.crop_size else None,

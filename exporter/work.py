@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from calibration.images import CalibrationImage
+from calibration.policy import PrecisionPolicy
 from calibration.quantize import QuantizeRecord
-from calibration.ranges import Ranges
+from calibration.recipe import Calibrated
 from engines.bundle import FileInfo, InputSpec
 from engines.dataset import Pair
 from engines.images import sha256_of_file
@@ -19,7 +21,12 @@ from exporter.targets import Target
 
 @dataclass
 class Work:
-    """What the stages have made so far."""
+    """What the stages have made so far.
+
+    policy: None until it is known, which needs measuring with --precision auto.
+    fp32_nodes: names of nodes that FP16 would overflow or harm; float_layers: those of them that
+    INT8 could take. search, techniques: sections of the report.
+    """
 
     target: Target
     loaded: LoadedModel
@@ -29,10 +36,14 @@ class Work:
     calib: tuple[CalibrationImage, ...]
     warnings: list[str]
     files: dict[str, FileInfo] = field(default_factory=dict)
-    fp32_nodes: tuple[str, ...] = ()  # those that overflow FP16
+    policy: PrecisionPolicy | None = None
+    fp32_nodes: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
     parity: ParityRecord | None = None
-    ranges: Ranges | None = None
+    calibrated: Calibrated | None = None
     quantized: QuantizeRecord | None = None
+    search: dict[str, Any] | None = None
+    techniques: dict[str, Any] | None = None
 
     def add(self, folder: Path, key: str, name: str) -> None:
         """Record a file of the bundle."""

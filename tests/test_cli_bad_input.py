@@ -292,7 +292,7 @@ def test_folders_that_are_not_there_or_empty(lab: Path, out: Path, tmp_path: Pat
 
 
 def test_int8_needs_images(lab: Path, out: Path) -> None:
-    assert "--int8 without --calib" in error_of(export_tiny(lab, out, "--int8"))
+    assert "INT8 without --calib" in error_of(export_tiny(lab, out, "--int8"))
 
 
 def test_a_validation_image_is_no_calibration_image_under_any_name(

@@ -342,7 +342,8 @@ def test_completion_scripts_are_valid_and_complete(shell: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "export", "evaluate", "segment", "inspect", "models", "completion"]
+    "command",
+    ["", "export", "evaluate", "sensitivity", "segment", "inspect", "models", "completion"],
 )
 def test_help_tells_how_to_begin(command: str) -> None:
     result = run_cli(*command.split(), "--help")

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from engines.bundle import bundle_from_folder
 from engines.errors import ConfigError, GraphError
-from exporter import export
+from exporter import quantization
 from exporter.targets import ANY, TARGETS, opset_for, target_named, target_warnings
 from tests.tiny_segformer import error_of, export_tiny, photo, write_lab
 
@@ -116,7 +116,7 @@ def test_an_int8_export_survives_a_network_that_fp16_cannot_hold(
     def beyond(*_: object, **__: object) -> None:
         raise GraphError("3 tensors beyond float16", expected="less", do="leave it")
 
-    monkeypatch.setattr(export, "fp16_onnx_from_onnx", beyond)
+    monkeypatch.setattr(quantization, "fp16_onnx_from_onnx", beyond)
     result = export_tiny(lab, tmp_path / "out", "--int8", "--calib", lab / "data")
     assert result.exit_code == 0, result.stderr
     assert "warning: no INT8 graph with its rest in FP16 (3 tensors beyond float16)" in (

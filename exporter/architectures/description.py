@@ -50,3 +50,12 @@ class Architecture(Protocol):
 
         Raises CheckpointError when tensors are missing, left over or of the wrong shape.
         """
+
+    def layer_paths(self, module: str, style: str) -> tuple[str, ...]:
+        """Paths in node names of the layers that read what a checkpoint's module reads."""
+
+    def layer_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Weight of each layer as the checkpoint has it, by those paths."""
+
+    def writes_the_same(self, module: str, style: str) -> bool:
+        """Whether those layers also write what that module wrote."""

@@ -76,6 +76,17 @@ _HF_RULES = (
     (r"^decode_head\.batch_norm\.", "decode_head.linear_fuse.bn."),
     (r"^decode_head\.classifier\.", "decode_head.conv_seg."),
 )
+# mmsegmentation's module path -> path(s) after `exporter.rewrites`.
+_LAYER_RULES = (
+    (r"\.attn\.kv$", (".attn.k", ".attn.v")),
+    (r"\.attn\.query$", (".attn.q",)),
+    (r"\.attn\.key$", (".attn.k",)),
+    (r"\.attn\.value$", (".attn.v",)),
+    (r"\.attn\.attn\.out_proj$", (".attn.out_proj",)),
+    (r"\.convs\.(\d)\.conv$", (r".convs.\1.0",)),
+    (r"\.convs\.(\d)\.activate$", (r".convs.\1.1",)),
+    (r"\.linear_c\.(\d)$", (r".fusion.\1",)),
+)
 
 
 def recognises(keys: frozenset[str]) -> bool:
@@ -122,6 +133,39 @@ def model_from_tensors(
     return model.eval(), description
 
 
+def layer_paths(module: str, style: str) -> tuple[str, ...]:
+    """Where the exported graph has the layers that read what a checkpoint's module reads.
+
+    `module` is a dotted path in the names of `style`; so are the results in those of the graph's
+    nodes, without the leading "net". Several for a module whose weights were split; a path that
+    the graph does not have for one that the rewrites took apart.
+    """
+    path = _renamed(f"{module}.weight", style).removesuffix(".weight")
+    for pattern, targets in _LAYER_RULES:
+        if re.search(pattern, path):
+            return tuple(re.sub(pattern, target, path) for target in targets)
+    return (path,)
+
+
+def layer_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weight of each layer as the checkpoint has it, by the path of `layer_paths`."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".attn.attn.in_proj_weight"):
+            prefix = name.removesuffix("attn.in_proj_weight")
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            weights |= {f"{prefix}{part}": weight for part, weight in parts}
+        elif name.endswith(".weight"):
+            weights[layer_paths(name.removesuffix(".weight"), "mmsegmentation")[0]] = tensor
+    return weights
+
+
+def writes_the_same(module: str, style: str) -> bool:
+    """Whether those layers also write what that module wrote: no rewrite scales or folds it."""
+    path = _renamed(f"{module}.weight", style)
+    return re.search(r"\.attn\.(q|kv|v|query|value)\.|\.convs\.\d\.conv\.|linear_c\.", path) is None
+
+
 def _style(keys: frozenset[str]) -> str | None:
     for style, probe in _STYLES.items():
         # Swin's backbone has layers too, but no projection inside layers.0.0.
@@ -141,14 +185,9 @@ def _canonical(tensors: Mapping[str, Tensor], style: str) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if key.startswith("auxiliary_head."):
             continue
-        if style == "NVlabs":
-            if key.startswith("decode_head.conv_seg."):
-                continue  # left over in NVlabs' files; the live classifier is linear_pred
-            for pattern, name in _NVLABS_RULES:
-                key = re.sub(pattern, name, key)
-        elif style == "Hugging Face":
-            for pattern, replacement in _HF_RULES:
-                key = re.sub(pattern, replacement, key)
+        if style == "NVlabs" and key.startswith("decode_head.conv_seg."):
+            continue  # left over in NVlabs' files; the live classifier is linear_pred
+        key = _renamed(key, style)
         named[key] = tensor.float() if tensor.is_floating_point() else tensor
     for key in [k for k in named if k.endswith((".attn.q.weight", ".attn.q.bias"))]:
         _join_projections(named, key, ".attn.q.", (".attn.q.", ".attn.kv."))
@@ -161,6 +200,17 @@ def _canonical(tensors: Mapping[str, Tensor], style: str) -> dict[str, Tensor]:
         if f"decode_head.{key}.running_mean" in named:  # files from before torch 0.4.1 lack it
             named.setdefault(f"decode_head.{key}.num_batches_tracked", torch.tensor(0))
     return named
+
+
+def _renamed(key: str, style: str) -> str:
+    """A tensor's name of `style` as mmsegmentation's; q, k and v may still be apart."""
+    if style == "NVlabs":
+        for pattern, name in _NVLABS_RULES:
+            key = re.sub(pattern, name, key)
+    elif style == "Hugging Face":
+        for pattern, replacement in _HF_RULES:
+            key = re.sub(pattern, replacement, key)
+    return key
 
 
 def _join_projections(

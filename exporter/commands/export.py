@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from exporter.commands.options import (
     load_options_from,
 )
 from exporter.commands.show import show_engine, show_report
-from exporter.request import ExportRequest, GraphOptions, calibration_source
+from exporter.qat.kind import is_onnx_checkpoint
+from exporter.request import ExportRequest, GraphOptions, Int8Options
 from exporter.targets import TARGETS, opset_for, target_named
 
 EXAMPLES = """
 \b
 Examples:
   riceseg export --checkpoint best.pth --int8 --calib data --val data
+  riceseg export --checkpoint best.pth --precision auto --max-drop 0.5 --calib data --val data
+  riceseg export --checkpoint next.pth --policy build/best --calib data --val data
   riceseg export --model segformer-b0 --dataset ade20k --fp16
   riceseg export --checkpoint best.pth --size 384x640 --dynamic-batch 1:4:8
   riceseg export --checkpoint best.pth --target jetpack5 --fp16
@@ -35,6 +39,11 @@ Examples:
   riceseg export --checkpoint best.pth --fp16 --target rtx --engine
 
 
+--precision auto measures, and stops at the first that loses at most --max-drop points of mIoU:
+INT8 on all Conv and Linear; groups of layers back to FP16, the worst first; FP16; FP16 with named
+layers in FP32; FP32. What it finds is policy.json in the bundle, which --policy takes up again.
+
+\b
 --target chooses what the graphs are written for:
   jetpack5  TensorRT 8.5: opset 16, LayerNorm taken apart and held in FP32
   jetpack6  TensorRT 10.3: opset 17
@@ -46,7 +55,9 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--checkpoint", type=PATH, help="Weights: .pth, .safetensors, .bin, or a folder.")
+@click.option(
+    "--checkpoint", type=PATH, help="Weights: .pth, .safetensors, .bin, a folder, or a Q/DQ .onnx."
+)
 @click.option("--model", help="For example segformer-b0. Without --checkpoint: published weights.")
 @click.option(
     "--dataset",
@@ -57,22 +68,45 @@ Examples:
 @click.option("--out", type=PATH, help="Folder of the bundle.  [default: build/MODEL]")
 @click.option("--int8", is_flag=True, help="Write INT8 (Q/DQ); needs --calib.")
 @click.option("--fp16", is_flag=True, help="Write FP16.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "auto"]),
+    help="Instead of --int8 and --fp16. auto: the fastest whose loss is within --max-drop, by"
+    " trying them on --val; see below.",
+)
+@click.option(
+    "--policy",
+    type=PATH,
+    help="Precision, layers and recipe as this policy.json says, or a bundle that has one.",
+)
 @click.option("--calib", type=PATH, help="Images to calibrate on: folder, list file or data set.")
 @click.option("--val", type=PATH, help="Labelled images to validate on.")
 @click.option("--val-masks", type=PATH, help="Their masks, where they do not lie beside them.")
 @click.option(
     "--calibrator",
-    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-    default="mse",
-    show_default=True,
-    help="How a range is chosen.",
+    type=click.Choice(["minmax", "percentile", "entropy", "mse", "auto"]),
+    help="How a range is chosen; auto: per tensor, by the error of what reads it.  [default: mse]",
 )
 @click.option(
     "--percentile",
     type=Number(50, 100),
-    default=99.999,
-    show_default=True,
-    help="Share of the values inside the range, for --calibrator percentile.",
+    help="Share of the values inside the range, for --calibrator percentile.  [default: 99.999]",
+)
+@click.option(
+    "--equalize/--no-equalize",
+    default=None,
+    help="Move scale between layers, exact in FP32.  [default: no; with auto, if it pays]",
+)
+@click.option(
+    "--bias-correction/--no-bias-correction",
+    default=None,
+    help="Take INT8's mean error out of each bias.  [default: no; with auto, if it pays]",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "compensated"]),
+    help="How weights are rounded; compensated: later ones make up for earlier ones."
+    "  [default: nearest; with auto, what pays]",
 )
 @click.option("--size", type=Size(), help="Network input.  [default: as the checkpoint was tested]")
 @click.option(
@@ -116,11 +150,13 @@ def export(**values: Any) -> None:
     from exporter.live import progress_for
 
     progress = progress_for(sys.stderr)
-    _check_options(values)
+    request = _request(values, values["checkpoint"] or Path())
+    _check_options(values, request)
     if values["engine"]:
         check_engines_here(target_named(values["target"]))
-    checkpoint = values["checkpoint"] or _published(values["model"], values["dataset"], progress)
-    request = _request(values, checkpoint)
+    if values["checkpoint"] is None:
+        weights = _published(values["model"], values["dataset"], progress)
+        request = dataclasses.replace(request, checkpoint=weights)
     result = export_bundle(request, progress)
     show_report(result.report, result.folder)
     if result.gate is not None and not result.gate.passed:
@@ -130,15 +166,25 @@ def export(**values: Any) -> None:
             + ("; no engine was built" if values["engine"] else "")
         )
     if values["engine"]:
-        for record in engines_of_bundle(result.folder, request, progress):
+        target = target_named(request.target)
+        for record in engines_of_bundle(result.folder, target, result.precisions, progress):
             show_engine(record)
 
 
-def _check_options(values: dict[str, Any]) -> None:
+def _check_options(values: dict[str, Any], request: ExportRequest) -> None:
     """What can be told before the checkpoint is fetched or read."""
+    from exporter.precision import told_policy
+
     opset_for(target_named(values["target"]), values["opset"])
-    if values["int8"]:
-        calibration_source(values["calib"])
+    for name in ("int8", "fp16", "policy"):
+        if values["precision"] is not None and values[name]:
+            raise ConfigError(
+                f"--precision {values['precision']} with --{name}",
+                expected="one of them, for both say what is written",
+                do=f"leave --precision or --{name} out",
+            )
+    if not is_onnx_checkpoint(values["checkpoint"]):
+        told_policy(request)
     if values["val_masks"] is not None and values["val"] is None:
         raise ConfigError(
             "--val-masks without --val",
@@ -148,6 +194,7 @@ def _check_options(values: dict[str, Any]) -> None:
 
 
 def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
+    precision = values["precision"]
     return ExportRequest(
         checkpoint=checkpoint,
         out=values["out"] or Path("build") / (values["model"] or checkpoint.resolve().stem),
@@ -162,12 +209,19 @@ def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
         data=data_options_from(
             values, calib=values["calib"], val=values["val"], val_masks=values["val_masks"]
         ),
-        int8=values["int8"],
-        fp16=values["fp16"],
+        int8=values["int8"] or precision == "int8",
+        fp16=values["fp16"] or precision == "fp16",
+        auto=precision == "auto",
+        policy=values["policy"],
+        int8_options=Int8Options(
+            method=values["calibrator"],
+            percentile=values["percentile"],
+            equalize=values["equalize"],
+            rounding=values["rounding"],
+            bias_correction=values["bias_correction"],
+        ),
         target=values["target"],
         keep_reference=values["keep_reference"],
-        method=values["calibrator"],
-        percentile=values["percentile"],
         max_drop=values["max_drop"],
         runs=values["runs"],
         overwrite=values["overwrite"],

@@ -1,0 +1,1 @@
+"""Models that were quantized before: exported with the scales they came with."""

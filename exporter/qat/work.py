@@ -1,0 +1,34 @@
+"""What the stages of an export of a quantized graph hand on to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engines.bundle import FileInfo
+from engines.dataset import Pair
+from engines.images import sha256_of_file
+from exporter.measure import ScoredModel
+from exporter.qat.scales import ScaleRecord
+from exporter.qat.source import QuantizedSource
+from exporter.targets import Target
+
+
+@dataclass
+class QuantizedWork:
+    """`images` are those to look for FP16 overflows on; `fp32_nodes` those that stay in FP32."""
+
+    target: Target
+    source: QuantizedSource
+    model: ScoredModel
+    pairs: tuple[Pair, ...]
+    images: tuple[Path, ...]
+    warnings: list[str]
+    files: dict[str, FileInfo] = field(default_factory=dict)
+    fp32_nodes: tuple[str, ...] = ()
+    scales: ScaleRecord | None = None
+
+    def add(self, folder: Path, key: str, name: str) -> None:
+        """Record a file of the bundle."""
+        path = folder / name
+        self.files[key] = FileInfo(name, sha256_of_file(path), path.stat().st_size)
