@@ -1,4 +1,4 @@
-"""Write the demo's table into README.md from docs/results/demo.json.
+"""Write the tables of README.md from the records in docs/results.
 
     .venv/bin/python scripts/update_readme.py [REPORT]
 
@@ -7,30 +7,50 @@ With REPORT (build/demo/report.json after scripts/demo), that report becomes doc
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from ptq.table import ptq_markdown
 
 from exporter.report import report_from_file, table_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "docs" / "results" / "demo.json"
-BEGIN, END = "<!-- demo table -->\n", "<!-- end of demo table -->"
+RESULTS = ROOT / "docs" / "results"
 
 
-def readme_with_table(readme: str, table: str) -> str:
-    """`readme` with `table` between the two markers."""
-    head, _, rest = readme.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}{table.strip()}\n{END}{tail}"
+def demo_table() -> str:
+    return table_markdown(report_from_file(RESULTS / "demo.json"))
+
+
+def ptq_tables() -> str:
+    return ptq_markdown(json.loads((RESULTS / "ptq.json").read_text(encoding="utf-8")))
+
+
+# Each stands between the lines <!-- NAME --> and <!-- end of NAME -->.
+TABLES: dict[str, Callable[[], str]] = {"demo table": demo_table, "ptq tables": ptq_tables}
+
+
+def readme_with_table(readme: str, name: str, table: str) -> str:
+    """`readme` with `table` between the two markers of `name`, which must be there once."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    if readme.count(begin) != 1 or readme.count(end) != 1:
+        raise SystemExit(f"README.md without one {begin.strip()} and one {end}")
+    head, _, rest = readme.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}{table.strip()}\n{end}{tail}"
 
 
 def main() -> None:
     if len(sys.argv) > 1:
-        shutil.copyfile(sys.argv[1], RESULT)
+        shutil.copyfile(sys.argv[1], RESULTS / "demo.json")
     path = ROOT / "README.md"
-    table = table_markdown(report_from_file(RESULT))
-    path.write_text(readme_with_table(path.read_text("utf-8"), table), "utf-8")
+    readme = path.read_text("utf-8")
+    for name, table in TABLES.items():
+        readme = readme_with_table(readme, name, table())
+    path.write_text(readme, "utf-8")
 
 
 if __name__ == "__main__":

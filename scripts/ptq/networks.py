@@ -1,0 +1,131 @@
+"""The trained networks that are compared, their FP32 graphs and their images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.images import CalibrationImage, calibration_list
+from engines.bundle import Bundle, bundle_from_folder
+from engines.dataset import Pair, calibration_images_from, pairs_from_folder
+from engines.errors import GraphError
+from engines.images import image_from_file
+from engines.resize import network_image_from_image
+from ptq.jobs import exported
+from ptq.rules import Limits
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint and its images below --data; `size` as for `riceseg export --size`.
+
+    free: whether weights and images may be passed on; if not, the run goes on without them.
+    """
+
+    name: str
+    checkpoint: str
+    folder: str
+    size: str | None
+    free: bool
+    limits: Limits
+
+
+NETWORKS = (
+    Network(
+        name="crop_weed",
+        checkpoint="segformer_b0_crop_weed.pth",
+        folder="crop_weed_full",
+        size=None,
+        free=True,
+        limits=Limits(max_drop=0.3, min_agreement=99.5),
+    ),
+    Network(
+        name="rice_panicle",
+        checkpoint="segformer_b0_rice_panicle.pth",
+        folder="rice_panicle",
+        size="256x256",
+        free=False,
+        limits=Limits(max_drop=0.1, min_agreement=99.6),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network ready to be quantized.
+
+    fp32: the graph, in a folder for what is made of it. images: .npy of the calibration images as
+    the network sees them, (N, H, W, C) uint8. tensorrt: folder of TensorRT-RTX, None without it.
+    """
+
+    fp32: Path
+    bundle: Bundle
+    calibration: tuple[CalibrationImage, ...]
+    images: Path
+    pairs: tuple[Pair, ...]
+    tensorrt: Path | None
+
+
+def is_there(network: Network, data: Path) -> bool:
+    return (data / network.checkpoint).exists() and (data / network.folder).exists()
+
+
+def task_from_network(
+    network: Network, data: Path, folder: Path, *, images: int, most_pairs: int | None
+) -> Task:
+    """Export FP32 into `folder` and put `images` calibration images beside it.
+
+    They are spread evenly over the training images; `most_pairs` None scores on all.
+    """
+    pairs = pairs_from_folder(data / network.folder)
+    files = calibration_images_from(data / network.folder)
+    chosen = np.linspace(0, len(files) - 1, min(images, len(files))).round().astype(int)
+    calibration = calibration_list(
+        [files[i] for i in chosen], validation_files=[pair.image for pair in pairs]
+    )
+    bundle_folder = exported(data / network.checkpoint, network.size, folder)
+    bundle = bundle_from_folder(bundle_folder)
+    if bundle.input.resize != "stretch" or bundle.reduce_zero_label:
+        # `ptq.scoring.plain_miou` knows no more than that.
+        raise GraphError(
+            f"{network.checkpoint}, resized by {bundle.input.resize}",
+            expected="images stretched to the network's size, and labels as they are",
+            do="compare with another checkpoint",
+        )
+    stored = folder / "images.npy"
+    np.save(stored, network_images(calibration, bundle))
+    return Task(
+        fp32=bundle_folder / bundle.files["fp32"].file,
+        bundle=bundle,
+        calibration=calibration,
+        images=stored,
+        pairs=pairs[:most_pairs],
+        tensorrt=None,
+    )
+
+
+def network_images(calibration: Sequence[CalibrationImage], bundle: Bundle) -> np.ndarray[Any, Any]:
+    """(N, H, W, C) uint8 by this project's own resizing, the same that scoring does."""
+    spec = bundle.input
+    return np.stack(
+        [
+            network_image_from_image(
+                image_from_file(item.path, channels=spec.channels),
+                spec.hw,
+                spec.rule,
+                spec.pad_value,
+            )
+            for item in calibration
+        ]
+    )
+
+
+def list_sha256(calibration: Sequence[CalibrationImage]) -> str:
+    """One hash of the images' own hashes, a line each, in their order."""
+    lines = "".join(f"{item.sha256}\n" for item in calibration)
+    return hashlib.sha256(lines.encode("ascii")).hexdigest()
