@@ -37,13 +37,12 @@ class Fp16Record:
     """fp32_nodes: names of the nodes held in float32 on request.
 
     casts: Cast nodes added. clamped: constant -> how many of its values lay beyond +-65504 and
-    were moved there. flushed: constant -> how many of its non-zero values became 0.
+    were moved there.
     """
 
     fp32_nodes: tuple[str, ...]
     casts: int
     clamped: Mapping[str, int]
-    flushed: Mapping[str, int]
 
 
 def fp16_onnx_from_onnx(
@@ -138,7 +137,6 @@ class _Converter:
         self._converted: dict[tuple[str, int], str] = {}  # (tensor, type) -> its name as that type
         self._casts = 0
         self._clamped: dict[str, int] = {}
-        self._flushed: dict[str, int] = {}
         self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
 
     def convert(self) -> Fp16Record:
@@ -156,7 +154,6 @@ class _Converter:
             fp32_nodes=tuple(node_label(n) for n in graph.node if node_label(n) in self._kept),
             casts=self._casts,
             clamped=self._clamped,
-            flushed=self._flushed,
         )
 
     def float16_tensors(self) -> tuple[str, ...]:
@@ -234,9 +231,6 @@ class _Converter:
             halves = np.maximum(halves, SMALLEST)
         if count:
             self._clamped[tensor.name] = count
-        flushed = int(((values != 0) & (halves == 0)).sum())
-        if flushed:
-            self._flushed[tensor.name] = flushed
         return numpy_helper.from_array(halves, name)
 
     def _free(self, name: str) -> str:

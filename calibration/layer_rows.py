@@ -77,7 +77,8 @@ def _is_plain(node: onnx.NodeProto, wiring: Wiring) -> bool:
     if node.op_type == "Conv":
         auto_pad = attribute(node, "auto_pad", 0) in (0, b"NOTSET")
         return auto_pad and len(wiring.constants[node.input[1]].dims) == 4
-    return attribute(node, "transA", 0) == 0
+    scaled = any(attribute(node, name, 1) != 1 for name in ("alpha", "beta"))
+    return attribute(node, "transA", 0) == 0 and not scaled
 
 
 def _has_bias(node: onnx.NodeProto, wiring: Wiring) -> bool:

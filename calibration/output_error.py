@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from calibration.onnx_file import fixed_batch, image_input, logits_tensor, session_from_model
 from calibration.ranges import Image
 from calibration.wiring import wiring_of
-from engines.errors import GraphError
+from engines.errors import DatasetError, GraphError
 
 # Where both graphs answer the same; float32 itself is good for some 140 dB.
 MOST_DB = 150.0
@@ -58,6 +58,7 @@ def error_of(expected: Iterable[Answer], got: Iterable[Answer]) -> tuple[float, 
     """SQNR of the logits in dB and agreement of the labels in percent, over all images together.
 
     SQNR is 10 log10 of the energy of the expected logits over that of the difference, -150 to 150.
+    DatasetError for no images.
     """
     signal = noise = 0.0
     equal = pixels = 0
@@ -66,6 +67,12 @@ def error_of(expected: Iterable[Answer], got: Iterable[Answer]) -> tuple[float, 
         noise += float(np.square(logits - other_logits, dtype=np.float64).sum())
         equal += int(np.count_nonzero(labels == other_labels))
         pixels += labels.size
+    if not pixels:
+        raise DatasetError(
+            "no image to compare answers on",
+            expected="one at least that can be read",
+            do="look at the images that were left out",
+        )
     return _decibels(signal, noise), 100.0 * equal / pixels
 
 

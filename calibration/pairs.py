@@ -103,7 +103,8 @@ class PairWriter:
             # int8 initializer, and every builder folds the pair into int8 weights itself.
             return self._pair(name, scales, axis=axis)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        rounded = np.rint(weight / scales.reshape(shape)).clip(-LEVELS, LEVELS).astype(np.int8)
+        # A fixed weight may use -128, which nothing else reaches.
+        rounded = np.rint(weight / scales.reshape(shape)).clip(-128, LEVELS).astype(np.int8)
         stored = self._initializer(f"{name}_int8", rounded)
         parameters = self._parameters(name, scales)
         return self._node("DequantizeLinear", stored, parameters, name, axis)

@@ -30,7 +30,8 @@ from engines.errors import GraphError
 class QuantizeRecord:
     """nodes: names of the layers in INT8; float_nodes: weighted layers that are not.
 
-    counts: INT8 layers by operator. activations, weights: how many Q/DQ pairs were written.
+    counts: INT8 layers by operator. activations, weights: how many tensors of the float graph are
+    quantized.
     int8_macs_percent: share of all multiply-accumulates, products of two activations included;
     int8_weighted_percent: share of those of Conv and Linear alone.
     """

@@ -87,7 +87,7 @@ def int8_onnx_from_images(
     images: (H, W, C) uint8 at the network's input size; called once for each pass over them.
     Raises what its steps raise, and leaves no file then.
     """
-    with tempfile.TemporaryDirectory(dir=Path(out_path).parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         calibrated = calibrated_from_images(
             onnx_path, images, recipe, equalized_path=Path(folder) / "model.onnx", on_step=on_step
         )
@@ -183,12 +183,12 @@ def narrowed(calibrated: Calibrated, policy: QuantizePolicy) -> Calibrated:
     placed = placement_from_graph(model, policy)
     implicit = implicit_tensors(model, placed)
     ranges = calibrated.ranges
-    known = {**ranges.implicit, **ranges.tensors}
     moved_from = {
-        source: _moved_from(source, known, model)
+        source: _moved_from(source, ranges.tensors, model)
         for source in dict.fromkeys(read.source for item in placed for read in item.inputs)
     }
-    tensors = {source: known[tensor] for source, tensor in moved_from.items()}
+    tensors = {source: ranges.tensors[tensor] for source, tensor in moved_from.items()}
+    known = {**ranges.implicit, **ranges.tensors}
     also = {name: _whole(known[name]) for name in implicit.measured}
     both = {**also, **tensors}
     also.update((name, both[same]) for name, same in implicit.same_as.items())
@@ -197,7 +197,7 @@ def narrowed(calibrated: Calibrated, policy: QuantizePolicy) -> Calibrated:
         ranges,
         tensors={name: tensors[name] for name in order if name in tensors},
         implicit={name: also[name] for name in order if name in also},
-        chosen={s: ranges.chosen[t] for s, t in moved_from.items() if t in ranges.chosen},
+        chosen={s: ranges.chosen[t] for s, t in moved_from.items() if ranges.chosen},
     )
     outputs = {item.output for item in placed}
     return replace(

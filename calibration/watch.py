@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,9 @@ from calibration.onnx_file import fixed_batch, image_input, session_from_model
 from engines.errors import DatasetError, GraphError, InputError
 
 Image = NDArray[np.uint8]  # (H, W, C) at the network's input size
+
+# What is only sampled is seen on the first ALL_SAMPLED images and on every SAMPLED_STEPth after.
+ALL_SAMPLED, SAMPLED_STEP = 32, 8
 
 
 @dataclass(frozen=True)
@@ -34,26 +38,27 @@ def watch_images(
     *,
     counted: Sequence[str],
     reduced: Sequence[str],
+    sampled: Sequence[str] = (),
     keep: int = 0,
     on_image: Callable[[int], None] | None = None,
 ) -> Watched:
     """Run every image through `model`; one of them is in memory at a time, besides those kept.
 
-    counted: tensors of which to take histograms; reduced: others, of which to take extremes.
+    counted: tensors of which to take histograms; reduced: others, of which to take extremes;
+    sampled: others again, of which to take extremes on some of the images (the first 32, then one
+    of eight), which costs less.
     keep: how many images to keep at most, each of them equally likely; always the same ones.
     on_image: called with the number of images done.
     Raises InputError for an image of another shape or type, DatasetError for no images, and
     GraphError that names the tensor and the image for a value that is not finite.
     """
-    watch, sample = _Watch(model, counted, reduced), _Sample(keep)
+    watch, sample = _Watch(model, counted, reduced, sampled), _Sample(keep)
     done = 0
     for image in checked_images(images, model, on_image):
         watch.see(image, done)
         sample.see(image, done)
         done += 1
-    found = watch.extremes.tolist()
-    extremes = {name: (low, high) for name, (low, high) in zip(reduced, found, strict=True)}
-    return Watched(done, watch.histograms, extremes, tuple(sample.images))
+    return Watched(done, watch.histograms, watch.extremes, tuple(sample.images))
 
 
 def checked_images(
@@ -87,42 +92,58 @@ def checked_images(
 class _Watch:
     """A counted tensor leaves ONNX Runtime and is released before the next image.
 
-    Of the others only the extremes do. To take those of what INT8 layers write costs a tenth more
-    time and 55 MB, to count these values a third more and 105 MB (SegFormer-B0 at 512x512, two
-    cores).
+    Of the others only the extremes do. Images without the sampled tensors go through a session of
+    their own, for ONNX Runtime computes every output that a graph has: on SegFormer-B0 at 512x512
+    (two cores) the extremes of what INT8 layers read cost a fifth of the network's own time, those
+    of what they write another fifth.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, counted: Sequence[str], reduced: Sequence[str]
+        self,
+        model: onnx.ModelProto,
+        counted: Sequence[str],
+        reduced: Sequence[str],
+        sampled: Sequence[str],
     ) -> None:
         self._input_name, _ = image_input(model)
         written = [name for node in model.graph.node for name in node.output]
-        self._order = [name for name in written if name in {*counted, *reduced}]
+        self._order = [name for name in written if name in {*counted, *reduced, *sampled}]
         self.histograms = {name: MagnitudeHistogram() for name in counted}
-        self._reduced = tuple(reduced)
-        self.extremes = np.tile([np.inf, -np.inf], (len(reduced), 1))
+        self.extremes = dict.fromkeys((*reduced, *sampled), (math.inf, -math.inf))
+        self._reduced, self._sampled = tuple(reduced), tuple(sampled)
+        self._model, self._batch = model, fixed_batch(model)
+        self._full = self._session(self._reduced + self._sampled)
+        self._light = self._full if not sampled else None  # made when it is first needed
+
+    def _session(self, reduced: tuple[str, ...]) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+        """The session, its outputs, and whose extremes come after the counted tensors."""
         watched = onnx.ModelProto()
-        watched.CopyFrom(model)
-        self._outputs = (*counted, *add_extremes(watched, reduced))
+        watched.CopyFrom(self._model)
+        outputs = (*self.histograms, *add_extremes(watched, reduced))
         # In one block: 580 MB instead of 380 for extremes alone, and no faster (same network).
-        self._session = session_from_model(watched, extra_outputs=self._outputs, one_block=False)
-        self._batch = fixed_batch(model)
+        session = session_from_model(watched, extra_outputs=outputs, one_block=False)
+        return session, outputs, reduced
 
     def see(self, image: Image, index: int) -> None:
         # A graph of a fixed batch sees the image several times, which moves no share of values.
         batch = np.repeat(image[None], self._batch, axis=0)
-        values = self._session.run(self._outputs, {self._input_name: batch})
+        sampled = index < ALL_SAMPLED or index % SAMPLED_STEP == 0
+        if not sampled and self._light is None:
+            self._light = self._session(self._reduced)
+        session, outputs, names = self._full if sampled or self._light is None else self._light
+        values = session.run(outputs, {self._input_name: batch})
         arrays = dict(zip(self.histograms, values, strict=False))
-        rows = extremes_from_values(values[len(arrays) :])
+        rows = extremes_from_values(values[len(arrays) :]).tolist()
         # numpy's min and max pass NaN on
         pairs = {name: (float(array.min()), float(array.max())) for name, array in arrays.items()}
-        bad = {name for name, row in zip(self._reduced, rows, strict=True) if np.isnan(row[0])}
+        bad = {name for name, row in zip(names, rows, strict=True) if math.isnan(row[0])}
         bad.update(name for name, pair in pairs.items() if not all(map(math.isfinite, pair)))
         if bad:
             # The first in graph order is where it began.
             raise not_finite(next(name for name in self._order if name in bad), index)
-        self.extremes[:, 0] = np.minimum(self.extremes[:, 0], rows[:, 0])
-        self.extremes[:, 1] = np.maximum(self.extremes[:, 1], rows[:, 1])
+        for name, (low, high) in zip(names, rows, strict=True):
+            lowest, highest = self.extremes[name]
+            self.extremes[name] = min(lowest, low), max(highest, high)
         for name, array in arrays.items():
             self.histograms[name].add(array, *pairs[name])
 

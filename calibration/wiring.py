@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import cast
 
 import onnx
+from onnx import TensorProto, helper
+
+from engines.errors import GraphError
 
 # Operators that only move values, so that a Q/DQ pair commutes with them.
 MOVERS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -29,9 +33,38 @@ def wiring_of(graph: onnx.GraphProto) -> Wiring:
             wiring.consumers[name].append(node)
         for name in node.output:
             wiring.producers[name] = node
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            wiring.constants[node.output[0]] = node.attribute[0].t
+        tensor = tensor_of_constant(node)
+        if tensor is not None:
+            wiring.constants[node.output[0]] = tensor
     return wiring
+
+
+def tensor_of_constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """What a Constant node holds; None for another node, and for text or a sparse tensor.
+
+    Raises GraphError for a Constant that holds nothing.
+    """
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    if not node.attribute or not node.output:
+        raise GraphError(
+            f"the Constant {(node.name or 'without a name')!r}, which holds no value",
+            expected="a value in each Constant",
+            do="export the graph again",
+        )
+    item, name = node.attribute[0], node.output[0]
+    match item.name:
+        case "value":
+            return cast(onnx.TensorProto, item.t)
+        case "value_float":
+            return helper.make_tensor(name, TensorProto.FLOAT, [], [item.f])
+        case "value_floats":
+            return helper.make_tensor(name, TensorProto.FLOAT, [len(item.floats)], item.floats)
+        case "value_int":
+            return helper.make_tensor(name, TensorProto.INT64, [], [item.i])
+        case "value_ints":
+            return helper.make_tensor(name, TensorProto.INT64, [len(item.ints)], item.ints)
+    return None
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> object:

@@ -20,15 +20,21 @@ from calibration.policy import PrecisionPolicy
 from calibration.ranges import Image, calibration_steps
 from calibration.recipe import Int8Recipe, calibrated_from_images, narrowed
 from engines.progress import Progress
-from exporter.network_images import evenly, left_out_lines, network_images
+from exporter.network_images import evenly, first_readable, left_out_lines, network_images
 from exporter.precision import recipe_from
 from exporter.qat.scales_applied import with_training
 from exporter.request import DataOptions, ExportRequest
-from exporter.techniques import Probes, recipe_that_pays, switches_to_measure
+from exporter.techniques import (
+    Probes,
+    recipe_that_pays,
+    switches_to_measure,
+    without_empty_equalization,
+)
 from exporter.work import Work
 
 # To tell switches apart, in a time that does not grow with the set: each is calibrated anew.
 MOST_TO_FIT, MOST_SHOWN = 32, 8
+EQUALIZED = ".equalized.onnx"  # beside model.onnx until the precision is known
 
 
 class CalibrationImages:
@@ -51,8 +57,9 @@ def shown_images(work: Work, data: DataOptions) -> list[Image]:
     """A few images to compare answers on, without their masks: validation's, to which no range was
     fitted; else those of the calibration.
     """
-    files = [pair.image for pair in work.pairs] or [item.path for item in work.calib]
-    return list(network_images(evenly(files, MOST_SHOWN), work.input, data, {}))
+    shown = first_readable([pair.image for pair in work.pairs], MOST_SHOWN, work.input, data)
+    calib = [item.path for item in work.calib]
+    return shown or first_readable(calib, MOST_SHOWN, work.input, data)
 
 
 def hold_overflows(
@@ -99,10 +106,12 @@ def learn_int8(
 
     policy: None for --precision auto, which calibrates for every layer that INT8 can take.
     Returns the recipe as it is now: with what was measured, and without layers that overflow FP16.
+    An equalized graph lies beside model.onnx then, see `settle_equalized`.
     """
     given = None if policy is None else policy.recipe
     recipe = recipe_from(request.int8_options, EVERY_LAYER) if given is None else given
     recipe = _without_layers(recipe, work.float_layers)
+    wanted = recipe.equalize
     images, known = CalibrationImages(work, request.data), None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         switches = switches_to_measure(request.int8_options, auto=request.auto)
@@ -116,18 +125,23 @@ def learn_int8(
                 )
             known = calibrated if len(few.files) == len(images.files) else None
         with progress.stage(f"calibrate ({recipe.method})"):
-            work.calibrated = calibrated_from_images(
+            calibrated = calibrated_from_images(
                 folder / "model.onnx",
                 images,
                 recipe,
                 equalized_path=Path(scratch) / "model.onnx",
                 known=known,
-                on_step=lambda _, done: progress.advance(
-                    done, calibration_steps(recipe.method, len(images.files))
-                ),
+                on_step=OnePass(progress, steps_of(recipe, len(images.files))),
             )
-        if recipe.equalize:
-            _adopt_equalized(request.data, work, folder, progress)
+        work.calibrated = without_empty_equalization(calibrated, folder / "model.onnx")
+        if work.calibrated.recipe.equalize:
+            with progress.stage("look for overflows of FP16 in the equalized graph"):
+                _keep_equalized(request.data, work, folder, progress)
+        elif wanted:
+            work.warnings.append(
+                "--equalize changed nothing: no layer in INT8 reads channels that another layer "
+                "could scale, so the graph is as without it"
+            )
     if work.loaded.checkpoint.trained_scales is not None:
         work.calibrated, told = with_training(work.calibrated, work.loaded)
         work.warnings.append(told)
@@ -139,12 +153,51 @@ def _without_layers(recipe: Int8Recipe, layers: Sequence[str]) -> Int8Recipe:
     return replace(recipe, policy=replace(recipe.policy, exclude_nodes=excluded))
 
 
-def _adopt_equalized(data: DataOptions, work: Work, folder: Path, progress: Progress) -> None:
-    """The equalized graph becomes the bundle's FP32 graph: ranges and cache are of its tensors."""
-    calibrated, graph = work.calibrated, folder / "model.onnx"
+def _keep_equalized(data: DataOptions, work: Work, folder: Path, progress: Progress) -> None:
+    """Its overflows are held beside those of model.onnx, before anything is tried in INT8."""
+    calibrated, graph = work.calibrated, folder / EQUALIZED
     assert calibrated is not None  # calibrated before this is called
     os.replace(calibrated.onnx_path, graph)
-    work.add(folder, "fp32", graph.name)
     hold_overflows(work, data, graph, (), progress)
     recipe = _without_layers(calibrated.recipe, work.float_layers)
     work.calibrated = narrowed(replace(calibrated, onnx_path=graph), recipe.policy)
+
+
+def settle_equalized(work: Work, folder: Path, policy: PrecisionPolicy) -> bool:
+    """Whether the equalized graph is the bundle's FP32 graph now; if not, it is gone.
+
+    With INT8 it is, for ranges and calibration cache are of its tensors; without INT8 the bundle
+    stays as the checkpoint was traced.
+    """
+    calibrated, equalized = work.calibrated, folder / EQUALIZED
+    if calibrated is None or calibrated.onnx_path != equalized:
+        return False
+    if policy.recipe is None:
+        equalized.unlink()
+        work.calibrated = None
+        return False
+    graph = folder / "model.onnx"
+    os.replace(equalized, graph)
+    work.add(folder, "fp32", graph.name)
+    work.calibrated = replace(calibrated, onnx_path=graph)
+    return True
+
+
+def steps_of(recipe: Int8Recipe, images: int) -> int:
+    """How often `calibrated_from_images` calls `on_step` for that many images, nothing known."""
+    fits = recipe.rounding != "nearest" or recipe.bias_correction
+    return calibration_steps(recipe.method, images) + images * (recipe.equalize + fits)
+
+
+class OnePass:
+    """Several passes, each of which counts from 1, as one of `total` steps."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._title, self._before, self._done = "", 0, 0
+
+    def __call__(self, title: str, done: int) -> None:
+        if title != self._title:
+            self._title, self._before = title, self._before + self._done
+        self._done = done
+        self._progress.advance(self._before + done, self._total)

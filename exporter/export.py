@@ -21,7 +21,7 @@ from engines.bundle import (
 from engines.dataset import Pair, calibration_images_from, pairs_from_folder
 from engines.errors import ConfigError
 from engines.progress import Progress
-from exporter.calibrate import hold_overflows, learn_int8, shown_images
+from exporter.calibrate import hold_overflows, learn_int8, settle_equalized, shown_images
 from exporter.load import LoadedModel, first_image_hw, load_model, network_input, network_size
 from exporter.network_images import network_images
 from exporter.onnx_graph import (
@@ -36,7 +36,7 @@ from exporter.precision_search import policy_within
 from exporter.qat.bundle import export_quantized_onnx
 from exporter.qat.kind import is_onnx_checkpoint
 from exporter.qat.scales_applied import check_training_stays
-from exporter.quantization import write_files
+from exporter.quantization import check_policy, write_files
 from exporter.report import write_report
 from exporter.request import DataOptions, ExportRequest
 from exporter.results import bundle_of, measured
@@ -82,24 +82,24 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
         with progress.stage("load"):
             work = _load(request, policy, progress)
         reference = ImageToLabels(work.loaded.net, work.spec).eval()
-        batch, on = _parity_images(work, request.data)
+        batch, real = _parity_images(work, request.data)
+        on = f"{real} images" if real else PATTERN
         with progress.stage("trace to ONNX"):
             _trace(work, folder / "model.onnx", batch)
+            if policy is not None:
+                check_policy(folder / "model.onnx", policy)
         with progress.stage("verify against PyTorch"):
             _verify(work, folder, reference, batch, on)
-        if work.calib or on != PATTERN:
+        if work.calib or real:
             with progress.stage("look for overflows of FP16"):
-                hold_overflows(work, request.data, folder / "model.onnx", batch, progress)
-        if policy is None or policy.recipe is not None:
-            recipe = learn_int8(request, work, folder, policy, progress)
-            if recipe.equalize:  # the graph is another one now
+                graph = folder / "model.onnx"
+                hold_overflows(work, request.data, graph, batch[:real], progress)
+        work.policy = _decided(
+            request, work, folder, policy, predictor=TorchPredictor(reference), progress=progress
+        )
+        if settle_equalized(work, folder, work.policy):
+            with progress.stage("verify the equalized graph against PyTorch"):
                 _verify(work, folder, reference, batch, on)
-            policy = policy and replace(policy, recipe=recipe)
-        if policy is None:
-            shown = shown_images(work, request.data)
-            predictor = TorchPredictor(reference)
-            policy = policy_within(request, work, folder, predictor, shown, progress=progress)
-        work.policy = policy
         write_files(work, folder, fp16=request.fp16, progress=progress)
         written = {key: key in work.files for key in ("fp16", "int8")}
         work.warnings += target_warnings(work.target, **written)
@@ -111,6 +111,25 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
         progress.warn(warning)
     found = tuple(key for key, there in written.items() if there)
     return ExportResult(request.out, report, gate, found or ("fp32",))
+
+
+def _decided(
+    request: ExportRequest,
+    work: Work,
+    folder: Path,
+    policy: PrecisionPolicy | None,
+    *,
+    predictor: TorchPredictor,
+    progress: Progress,
+) -> PrecisionPolicy:
+    """`policy` with what its calibration images taught, or the one that was searched for."""
+    if policy is not None and policy.recipe is None:
+        return policy
+    recipe = learn_int8(request, work, folder, policy, progress)
+    if policy is not None:
+        return replace(policy, recipe=recipe)
+    shown = shown_images(work, request.data)
+    return policy_within(request, work, folder, predictor, shown, progress=progress)
 
 
 def _verify(work: Work, folder: Path, reference: ImageToLabels, batch: Batch, on: str) -> None:
@@ -146,7 +165,7 @@ def _check_inputs_stay(request: ExportRequest) -> None:
 
 def _load(request: ExportRequest, policy: PrecisionPolicy | None, progress: Progress) -> Work:
     loaded = load_model(request.checkpoint, request.load)
-    check_training_stays(request, loaded)
+    check_training_stays(policy, loaded)
     data = request.data
     pairs = pairs_from_folder(data.val, masks=data.val_masks) if data.val is not None else ()
     int8 = policy is None or policy.recipe is not None
@@ -210,17 +229,20 @@ def _trace(work: Work, path: Path, images: Batch) -> None:
     work.add(path.parent, "fp32", path.name)
 
 
-def _parity_images(work: Work, data: DataOptions) -> tuple[Batch, str]:
-    """A whole number of the graph's usual batches: real images, or a pattern without any."""
+def _parity_images(work: Work, data: DataOptions) -> tuple[Batch, int]:
+    """A whole number of the graph's usual batches: real images, or a pattern without any.
+
+    Also how many of the first are real and different; the others repeat these.
+    """
     files = [p.image for p in work.pairs] or [c.path for c in work.calib]
     count = -(-PARITY_IMAGES // work.spec.batch[1]) * work.spec.batch[1]
     readable = network_images(files, work.input, data, {})
     images = [image for image, _ in zip(readable, range(count), strict=False)]
     if images:
         repeated = [images[i % len(images)] for i in range(count)]
-        return np.stack(repeated), f"{len(images)} images"
+        return np.stack(repeated), len(images)
     work.warnings.append("verified on a synthetic pattern; with --val it is verified on images")
-    return _pattern(work.input, count), PATTERN
+    return _pattern(work.input, count), 0
 
 
 def _pattern(input_spec: InputSpec, count: int) -> Batch:

@@ -90,7 +90,7 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
 
 def _training_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     scales = checkpoint.trained_scales
-    if scales is None:
+    if not scales:  # None, or none that can be used
         return ()
     return (f"{len(scales)} scales of quantization-aware training, which --int8 keeps",)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,20 @@ def network_images(
             skipped[path] = str(error)
             continue
         yield network_image_from_image(image, input_spec.hw, input_spec.rule, input_spec.pad_value)
+
+
+def first_readable(
+    files: Sequence[Path], most: int, input_spec: InputSpec, data: DataOptions
+) -> list[np.ndarray[Any, Any]]:
+    """At most `most` images as `network_images` has them, spread over the whole list.
+
+    With `skip_bad` others stand in for unreadable ones; fewer only where no more can be read.
+    """
+    spread = evenly(range(len(files)), most)
+    taken = frozenset(spread)
+    order = [*spread, *(index for index in range(len(files)) if index not in taken)]
+    images = network_images([files[index] for index in order], input_spec, data, {})
+    return list(itertools.islice(images, most))
 
 
 def evenly(items: Sequence[_T], most: int | None) -> list[_T]:

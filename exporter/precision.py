@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from calibration.layer_fixes import Rounding
@@ -30,10 +30,12 @@ def told_policy(request: ExportRequest) -> PrecisionPolicy | None:
     """
     if request.auto:
         _check_auto(request)
+        _check_percentile(request)
         return None
     policy = _policy_from_file(request) if request.policy is not None else _asked(request)
     if policy.precision == "int8":
         calibration_source(request.data.calib)
+        _check_percentile(request)
     else:
         _refuse_options(given_options(request), f"an export of {policy.precision.upper()}")
     return policy
@@ -91,7 +93,24 @@ def _check_auto(request: ExportRequest) -> None:
             )
 
 
+def _check_percentile(request: ExportRequest) -> None:
+    options = request.int8_options
+    tried = request.auto and options.method is None  # the search measures the range per tensor
+    if (
+        options.percentile is not None
+        and options.method not in ("percentile", "auto")
+        and not tried
+    ):
+        method = options.method or Int8Recipe().method
+        raise ConfigError(
+            f"--percentile with --calibrator {method}, which takes none",
+            expected="--percentile with --calibrator percentile or auto",
+            do="leave --percentile out, or choose one of these",
+        )
+
+
 def _policy_from_file(request: ExportRequest) -> PrecisionPolicy:
+    """Without `found`: what was measured then is not true of this checkpoint and these images."""
     assert request.policy is not None  # told_policy asks before it calls
     policy = policy_from_path(request.policy)
     _refuse_options(given_options(request), "--policy, which says it")
@@ -103,7 +122,7 @@ def _policy_from_file(request: ExportRequest) -> PrecisionPolicy:
                 expected="the precision that the policy says",
                 do="leave one of them out",
             )
-    return policy
+    return replace(policy, found=None)
 
 
 def _refuse_options(given: dict[str, Any], beside: str) -> None:

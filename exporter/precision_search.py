@@ -9,8 +9,9 @@ A ladder from fast to exact, of which the first rung within the limit is taken:
 5. FP32.
 
 The loss is the gate's: mIoU on all validation images by mmsegmentation's metric against PyTorch, of
-the worst file that the bundle would hold. FP32 is in every bundle, so it is measured first: where
-it is beyond the limit itself, no rung can pass the gate, and none is tried.
+the worst file that the bundle would hold. FP32 is in every bundle, so it is measured first, the
+equalized graph that INT8 would bring with it too: where it is beyond the limit itself, no rung can
+pass the gate, and none is tried.
 """
 
 from __future__ import annotations
@@ -156,8 +157,7 @@ class _Search:
             except GraphError as refused:  # FP16 that cannot hold the network, above all
                 error = str(refused)
             else:
-                names = written.files.values() or ["model.onnx"]
-                paths = [self.folder / name for name in names]
+                paths = [self.folder / name for name in written.files.values()] or self._floats()
                 miou, agreement = self.scorer.scores(paths, self.progress)
             finally:
                 for path in self.folder.glob("trial.*"):
@@ -179,6 +179,10 @@ class _Search:
         self.progress.note(_line(trial))
         self.progress.advance(self.done, self.most)
         return trial
+
+    def _floats(self) -> list[Path]:
+        assert self.work.calibrated is not None  # calibrated before the search
+        return list(dict.fromkeys([self.folder / "model.onnx", self.work.calibrated.onnx_path]))
 
 
 def _line(trial: Trial) -> str:

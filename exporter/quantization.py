@@ -10,6 +10,7 @@ from pathlib import Path
 
 from calibration.fp16 import fp16_onnx_from_onnx
 from calibration.onnx_file import model_from_onnx_file, node_label
+from calibration.placement import placement_from_graph
 from calibration.policy import PrecisionPolicy
 from calibration.policy_json import FILE_NAME, FILES_KEY, policy_to_json
 from calibration.quantize import QuantizeRecord
@@ -17,7 +18,7 @@ from calibration.ranges_json import ranges_to_json
 from calibration.recipe import Calibrated, int8_onnx_from_calibrated, narrowed
 from calibration.trt_cache import write_calibration_cache
 from engines.errors import ConfigError, GraphError
-from engines.progress import Progress
+from engines.progress import Progress, printable
 from exporter.work import Work
 
 Stage = Callable[[str], AbstractContextManager[None]]
@@ -85,7 +86,8 @@ def graphs_written(
         record = fp16_onnx_from_onnx(folder / source, folder / name, fp32_nodes=kept)
         written.files[key] = name
         written.warnings += [
-            f"{count} values of {tensor} are beyond FP16's range and were clamped in {name}"
+            f"{count} values of {printable(tensor)} are beyond FP16's range and were clamped in "
+            f"{name}"
             for tensor, count in record.clamped.items()
         ]
 
@@ -106,25 +108,35 @@ def graphs_written(
             except GraphError as error:
                 # Nobody asked for FP16 by name, so a network that it cannot hold goes without.
                 written.warnings.append(
-                    f"no INT8 graph with its rest in FP16 ({error.got}): a strongly typed TensorRT "
-                    "runs that rest in FP32"
+                    f"no INT8 graph with its rest in FP16 ({printable(error.got)}): a strongly "
+                    "typed TensorRT runs that rest in FP32"
                 )
     return written
+
+
+def check_policy(graph: Path, policy: PrecisionPolicy) -> None:
+    """Raise now what `graphs_written` would raise, hours later, for patterns that match nothing."""
+    nodes_matching(graph, policy.fp32_nodes)
+    if policy.recipe is not None:
+        placement_from_graph(model_from_onnx_file(graph), policy.recipe.policy)
 
 
 def nodes_matching(graph: Path, globs: Sequence[str]) -> tuple[str, ...]:
     """Names of the nodes that the globs name, in graph order; ConfigError for one that names none.
 
-    Names, because a builder on a device takes no globs.
+    Names, because a builder on a device takes no globs. A glob that is a node's name is no pattern.
     """
     if not globs:
         return ()
     labels = [node_label(node) for node in model_from_onnx_file(graph).graph.node]
-    for glob in globs:
-        if not any(fnmatchcase(label, glob) for label in labels):
+    names, found = frozenset(labels), set[str]()
+    for glob in globs:  # each on all nodes: fnmatch keeps few compiled patterns, a file has 2,000
+        matching = {glob} if glob in names else {n for n in names if fnmatchcase(n, glob)}
+        if not matching:
             raise ConfigError(
                 f"the pattern {glob!r} of the policy, which matches no node of this graph",
                 expected=f"a pattern over node names such as {', '.join(labels[:3])}",
                 do="take a policy that was found for this architecture",
             )
-    return tuple(label for label in labels if any(fnmatchcase(label, glob) for glob in globs))
+        found |= matching
+    return tuple(dict.fromkeys(label for label in labels if label in found))

@@ -66,12 +66,13 @@ def calibration_source(calib: Path | None) -> Path:
 class GraphOptions:
     """`size` and `resize` None: as the checkpoint was tested (see `network_size`).
 
-    `opset` None: as the target wants it.
+    `opset` None: as the target wants it. `output_told`: whether somebody said `output`.
     """
 
     size: tuple[int, int] | None = None
     resize: Resize | None = None
     output: str = "labels"
+    output_told: bool = False
     batch: tuple[int, int, int] = (1, 1, 1)
     opset: int | None = None
 

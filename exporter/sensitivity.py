@@ -33,7 +33,7 @@ from engines.evaluation.scored_rows import check_something_was_scored
 from engines.onnx_predictor import OnnxPredictor
 from engines.progress import Progress
 from exporter.groups import groups_of
-from exporter.network_images import evenly, left_out_lines, network_images
+from exporter.network_images import evenly, first_readable, left_out_lines, network_images
 from exporter.request import DataOptions
 
 FORMAT, FORMAT_VERSION = "riceseg-sensitivity", 1
@@ -72,8 +72,8 @@ def sensitivity_of_bundle(
         subject, ranges = _calibrated(subject, progress)
     with progress.stage("compare each group with FP32"):
         # Ranges were fitted to none of the validation images.
-        files = evenly([pair.image for pair in subject.pairs] or subject.calib, ERROR_IMAGES)
-        images = list(network_images(files, subject.bundle.input, data, {}))
+        files = [pair.image for pair in subject.pairs] or subject.calib
+        images = first_readable(files, ERROR_IMAGES, subject.bundle.input, data)
         errors = group_errors(
             subject.path, images, ranges, subject.groups, on_group=progress.advance
         )

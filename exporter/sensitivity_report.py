@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engines.bundle import bundle_from_folder, bundle_path
-from engines.errors import BundleError, OutputError
+from engines.errors import BundleError, ConfigError, OutputError
 from engines.reports.check import plain_document
 from engines.reports.report import (
     check_writable,
@@ -37,6 +37,22 @@ def section_of(document: Mapping[str, Any]) -> dict[str, Any]:
 def check_report(folder: Path) -> None:
     """BundleError for a bundle whose report cannot be read, before anything long is done for it."""
     _report(folder)
+
+
+def check_apart(paths: Sequence[Path], bundle: Path) -> None:
+    """ConfigError where two files are one, or one lies in the bundle, which stays as it is."""
+    places = [path.resolve() for path in paths]
+    if len(set(places)) < len(places):
+        raise ConfigError(
+            f"{paths[0]} for --json and for --out", expected="two files", do="rename one of them"
+        )
+    for path, place in zip(paths, places, strict=True):
+        if place.is_relative_to(bundle.resolve()):
+            raise ConfigError(
+                f"{path}, which lies in the bundle {bundle}",
+                expected="a file outside it",
+                do="leave --json and --out out to write into the bundle, or choose another place",
+            )
 
 
 def check_file_writable(path: Path) -> None:

@@ -98,7 +98,8 @@ def recipe_that_pays(
         pays = after[0] >= before[0] + LEAST_GAIN_DB and 100.0 - after[1] <= MOST_CHANGED * (
             100.0 - before[1]
         )
-        used = pays or switch in asked
+        on = getattr(candidate.recipe, switch.field) == switch.on
+        used = on and (pays or switch in asked)
         seconds = time.monotonic() - started
         row = Technique(switch.name, used, after[0], before[0], after[1], before[1], seconds)
         rows.append(row)
@@ -114,18 +115,33 @@ def _tried(
     probes: Probes, recipe: Int8Recipe, known: Calibrated | None, expected: Sequence[Answer]
 ) -> tuple[Calibrated, tuple[float, float]]:
     """What the recipe was calibrated to, and its SQNR in dB and agreement in percent."""
-    calibrated = calibrated_from_images(
+    calibrated = without_empty_equalization(
+        calibrated_from_images(
+            probes.graph,
+            probes.images,
+            recipe,
+            equalized_path=probes.folder / "equalized.onnx",
+            known=known,
+        ),
         probes.graph,
-        probes.images,
-        recipe,
-        equalized_path=probes.folder / "equalized.onnx",
-        known=known,
     )
+    recipe = calibrated.recipe
     graph = model_from_onnx_file(calibrated.onnx_path)
     model, _ = int8_model_from_ranges(
         graph, calibrated.ranges, policy=recipe.policy, fixes=calibrated.fixes
     )
     return calibrated, error_of(expected, answers_of(model, probes.shown))
+
+
+def without_empty_equalization(calibrated: Calibrated, graph: Path) -> Calibrated:
+    """As if equalization had not been asked for, where it found nothing to scale in `graph`.
+
+    So it is before opset 17, which has no LayerNormalization, unless depthwise layers are in INT8.
+    """
+    if calibrated.equalized is None or calibrated.equalized.sources:
+        return calibrated
+    recipe = replace(calibrated.recipe, equalize=False)
+    return replace(calibrated, onnx_path=graph, recipe=recipe, equalized=None)
 
 
 def _line(row: Technique, *, pays: bool) -> str:

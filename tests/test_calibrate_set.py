@@ -92,6 +92,48 @@ def test_a_data_set_gives_a_list_without_copies_and_validation_images(
     assert {path.name for path in out.parent.iterdir()} == {"calib.txt", "calib.png", "calib.json"}
 
 
+def test_without_val_a_data_set_is_compared_with_its_own_validation_images(
+    data: Path, tmp_path: Path
+) -> None:
+    save(data / "overview.png", 200)  # beside the parts, and of none
+    result = run_cli("calibrate-set", data, "--out", tmp_path / "own.txt")
+    assert "compared with the data set's own validation images" in result.stderr
+    assert "left out x.png: the same file as validation image v1.png" in result.stderr
+    assert "no --val" not in result.stderr
+    found = json.loads((tmp_path / "own.json").read_text(encoding="utf-8"))
+    assert found["validation"] == str(data)
+    run_cli("calibrate-set", data, "--val", data, "--out", tmp_path / "given.txt")
+    assert lines_of(tmp_path / "own.txt") == lines_of(tmp_path / "given.txt")
+
+
+@pytest.mark.parametrize("kind", ["no part", "empty part", "undivided", "a part", "a list"])
+def test_images_that_are_compared_with_no_others_are_said_to_be(
+    kind: str, data: Path, tmp_path: Path
+) -> None:
+    source = data
+    save(data / "overview.png", 200)
+    val = data / "images" / "val"
+    if kind == "empty part":
+        for path in val.iterdir():
+            path.unlink()
+    elif kind in ("no part", "undivided"):
+        shutil.rmtree(val)
+    if kind == "undivided":
+        (data / "images" / "train").rename(tmp_path / "images")
+        (data / "images").rmdir()
+        (tmp_path / "images").rename(data / "images")
+    elif kind == "a part":
+        source = data / "images" / "train"
+    elif kind == "a list":
+        source = tmp_path / "list.txt"
+        source.write_text("논 자료/images/train/t00.png\n", encoding="utf-8")
+    out = tmp_path / "calib.txt"
+    result = run_cli("calibrate-set", source, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: not compared with validation images: no --val" in result.stderr
+    assert json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["validation"] is None
+
+
 def test_the_coverage_file_counts_what_an_own_count_finds(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "calib.txt"
     run_cli("calibrate-set", data, "--val", data, "--out", out, "--count", 5, "--seed", 3)
@@ -158,6 +200,7 @@ def test_fewer_images_than_wanted_are_all_taken_and_that_is_said(tmp_path: Path)
     result = run_cli("calibrate-set", tmp_path / "photos", "--out", out)
     assert "3 images to choose from, fewer than --count 256: all are taken" in result.stderr
     assert "no masks: chosen by light and sharpness alone" in result.stderr
+    assert "warning: not compared with validation images: no --val" in result.stderr
     assert len(calibration_images_from(out)) == 3
     assert "class" not in result.stdout
 
@@ -166,9 +209,10 @@ def test_without_near_copies_to_leave_out_a_limit_of_0_bits_keeps_what_differs(
     data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "calib.txt"
-    run_cli("calibrate-set", data, "--out", out, "--near", 32)
+    train = data / "images" / "train"
+    run_cli("calibrate-set", train, "--out", out, "--near", 32)
     assert len(lines_of(out)) < 12
-    run_cli("calibrate-set", data, "--out", out, "--near", 0, "--overwrite")
+    run_cli("calibrate-set", train, "--out", out, "--near", 0, "--overwrite")
     assert len(lines_of(out)) >= 14  # 12, x and y
 
 
@@ -265,6 +309,16 @@ def test_an_unreadable_validation_image_stops_it_or_is_named(
     assert "nothing is compared with validation image v0.png: got" in result.stderr
 
 
+def test_a_folder_of_masks_that_fits_no_image_stops_it(
+    data: Path, tmp_path: Path, out: Path
+) -> None:
+    masks = tmp_path / "마스크"
+    masks.mkdir()
+    Image.new("L", (64, 48)).save(masks / "other.png")
+    line = error_of(run_cli("calibrate-set", data, "--masks", masks, "--out", out))
+    assert "마스크' without a mask for any of the 16 images, t00.png the first" in line
+
+
 def test_a_mask_of_another_size_stops_it(data: Path, out: Path) -> None:
     Image.new("L", (9, 9)).save(data / "masks" / "train" / "t02.png")
     line = error_of(run_cli("calibrate-set", data, "--out", out))
@@ -334,10 +388,21 @@ def test_the_list_that_is_read_is_not_written_over(data: Path, tmp_path: Path) -
     first = tmp_path / "calib.txt"
     run_cli("calibrate-set", data, "--out", first)
     line = error_of(run_cli("calibrate-set", first, "--out", first, "--overwrite"))
-    assert "the list that is read" in line
+    assert "which would replace calib.txt, which is read" in line
     result = run_cli("calibrate-set", first, "--out", tmp_path / "few.txt", "--count", 3)
     assert "class" in result.stdout  # the masks of a list's images are found too
     assert set(lines_of(tmp_path / "few.txt")) <= set(lines_of(first))
+
+
+@pytest.mark.parametrize("name", ["names.txt", "names.json"])
+def test_the_class_names_are_not_written_over(name: str, data: Path, tmp_path: Path) -> None:
+    names = tmp_path / name
+    names.write_text('["배경", "벼"]' if name.endswith("json") else "배경\n벼\n", encoding="utf-8")
+    before = names.read_bytes()
+    command = ("calibrate-set", data, "--classes", names, "--out", tmp_path / "names.txt")
+    line = error_of(run_cli(*command, "--overwrite"))
+    assert f"which would replace {name}, which is read" in line
+    assert [(path.name, path.read_bytes()) for path in tmp_path.glob("names*")] == [(name, before)]
 
 
 def test_links_in_a_circle_are_one_line(data: Path, out: Path) -> None:
@@ -385,8 +450,8 @@ def test_threads_end_when_reading_is_interrupted(tmp_path: Path) -> None:
     assert len(read) < 100
 
 
-def write_all(place: SetFiles) -> None:
-    with written_together(place, overwrite=False) as hidden:
+def write_all(place: SetFiles, *, overwrite: bool = False) -> None:
+    with written_together(place, overwrite=overwrite) as hidden:
         for path in hidden.all:
             path.write_text("x")
 
@@ -408,6 +473,41 @@ def test_a_file_that_cannot_take_its_place_leaves_none_of_the_three(
         write_all(place)
     assert len(replaced) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", range(6))
+def test_what_was_there_comes_back_when_not_all_three_take_their_places(
+    error: BaseException, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = SetFiles(tmp_path / "calib.txt")
+    for path in place.all:
+        path.write_text(f"old {path.suffix}")
+    replace, steps = os.replace, iter(range(99))
+
+    def failing(source: Path, target: Path) -> None:
+        now = next(steps)
+        if now == step and isinstance(error, OSError):
+            raise error
+        replace(source, target)
+        if now == step:  # Ctrl-C right after it was done
+            raise error
+
+    monkeypatch.setattr(files.os, "replace", failing)
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        write_all(place, overwrite=True)
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert texts == {f"calib{end}": f"old {end}" for end in (".txt", ".png", ".json")}
+
+
+def test_replaced_files_leave_nothing_beside_the_new_ones(tmp_path: Path) -> None:
+    place = SetFiles(tmp_path / "calib.txt")
+    place.list.write_text("old")
+    write_all(place, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "calib.json", "calib.png", "calib.txt"
+    ]  # fmt: skip
+    assert place.list.read_text() == "x"
 
 
 # --- lists and names ----------------------------------------------------------------------------

@@ -191,6 +191,7 @@ def row(tool: str = RICESEG, **fields: Any) -> dict[str, Any]:
         "tool": tool,
         "title": "벼",
         "ours": tool == RICESEG,
+        "judged": tool == RICESEG,
         "error": None,
         "miou": 79.9,
         "drop": 0.1,
@@ -240,7 +241,7 @@ def test_a_row_of_ours_beyond_a_limit_is_named(fields: dict[str, Any], said: str
     [
         ({"agreement": 99.8}, "more than other, 벼 on 99.800 %"),
         ({"agreement": float("nan")}, "more than other, 벼 on nan %"),
-        ({"agreement": 50.0, "int8_percent": 95.1}, "no row of ours with as large a share"),
+        ({"agreement": 50.0, "int8_percent": 95.1}, "no judged row of ours with as large a share"),
         ({"error": "exit code 9"}, "not compared, exit code 9"),
     ],
 )
@@ -249,13 +250,21 @@ def test_a_rival_that_is_not_beaten_breaks_the_rule(rival: dict[str, Any], said:
     assert said in text
 
 
-def test_a_rival_is_compared_with_the_best_row_of_its_share_alone() -> None:
+def test_a_rival_is_compared_with_the_nearest_judged_row_alone() -> None:
     small = row(title="small", agreement=99.9, int8_percent=80.0)
     large = row(title="large", agreement=99.6, int8_percent=100.0)
     assert broken(small, large, row("other", agreement=99.55, int8_percent=100.0)) == []
     assert broken(small, large, row("other", agreement=99.7, int8_percent=80.0)) == []
     (text,) = broken(small, large, row("other", agreement=99.7, int8_percent=100.0))
     assert text.startswith("riceseg, large agrees on 99.600 %")
+    lucky = {**row(title="lucky", agreement=99.99, int8_percent=100.0), "judged": False}
+    (text,) = broken(large, lucky, row("other", agreement=99.7, int8_percent=100.0))
+    assert text.startswith("riceseg, large agrees on 99.600 %")
+
+
+def test_two_rows_are_judged_one_for_each_share() -> None:
+    judged = [row.options.get("exclude_kinds") for row in ROWS if row.is_judged]
+    assert judged == [None, ["residual"]]
 
 
 def test_scores_are_counted_again_without_our_scorer(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,22 @@ from click.testing import Result
 from PIL import Image
 from torch import nn
 
+from calibration.placement import EVERY_LAYER
 from calibration.policy import PrecisionPolicy
 from calibration.policy_json import policy_from_path
+from calibration.recipe import Int8Recipe, calibrated_from_images
 from engines.bundle import bundle_from_folder
 from engines.bundle_runtime import tensorrt_precision
-from engines.errors import GraphError
-from exporter import quantization
+from engines.errors import ConfigError, GraphError
+from engines.progress import SilentProgress
+from exporter import precision_search, quantization
+from exporter.calibrate import OnePass, steps_of
+from exporter.precision import told_policy
 from exporter.precision_search import Rung, Trial, first_within
+from exporter.quantization import nodes_matching
+from exporter.request import DataOptions, ExportRequest, Int8Options
 from exporter.trials import Scorer
+from tests.test_groups import exported
 from tests.tiny_segformer import (
     MEAN,
     STD,
@@ -35,6 +46,7 @@ from tests.tiny_segformer import (
     write_checkpoint,
 )
 
+AUTO = ("--precision", "auto", "--val", "DATA")
 # Nothing is left to measure but the precision.
 PLAIN = ("--no-equalize", "--no-bias-correction", "--rounding", "nearest", "--calibrator", "mse")
 
@@ -169,8 +181,10 @@ def test_the_policy_makes_the_same_graphs_again(
     result = export_tiny(lab, tmp_path / "again", "--policy", found.parent / given, *data)
     assert result.exit_code == 0, result.stderr
     assert "precision_search" not in result.stderr
-    for name in ("model.int8.onnx", "model.int8.fp16.onnx", "calibration.cache", "policy.json"):
+    for name in ("model.int8.onnx", "model.int8.fp16.onnx", "calibration.cache"):
         assert (tmp_path / "again" / name).read_bytes() == (found / name).read_bytes()
+    # found was the loss of another export, perhaps of another checkpoint
+    assert policy_from_path(tmp_path / "again") == replace(policy_from_path(found), found=None)
 
 
 def test_int8_everywhere_is_taken_where_the_limit_allows_it(lab: Path, tmp_path: Path) -> None:
@@ -232,6 +246,70 @@ def test_an_equalized_graph_is_the_bundles_fp32_graph_and_verified_as_such(
     files = bundle_from_folder(tmp_path / "equalized").files
     data_bytes = (tmp_path / "equalized/model.onnx").read_bytes()
     assert files["fp32"].sha256 == hashlib.sha256(data_bytes).hexdigest()
+
+
+def test_the_equalized_graph_is_tried_as_fp32_too_and_stays_where_int8_does(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[list[str]] = []
+
+    def scores(self: Scorer, paths: Sequence[Path], progress: object) -> tuple[float, float]:
+        tried.append([path.name for path in paths])
+        return 100.0, 100.0
+
+    monkeypatch.setattr(Scorer, "scores", scores)
+    result = export_auto(lab, tmp_path / "out", 100, "--equalize", "--target", "jetpack6")
+    assert result.exit_code == 0, result.stderr
+    assert tried == [["model.onnx", ".equalized.onnx"], ["trial.int8.onnx"]]
+    assert export_tiny(lab, tmp_path / "plain").exit_code == 0
+    gains, plain = (gains_of(tmp_path / name / "model.onnx") for name in ("out", "plain"))
+    assert any(not np.array_equal(gains[name], plain[name]) for name in plain)
+    recipe = policy_from_path(tmp_path / "out").recipe
+    assert recipe is not None
+    assert recipe.equalize
+    assert [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_bundle_of_fp16_alone_has_the_graph_as_it_was_traced(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INT8 was tried on an equalized graph, which is nothing to FP16."""
+    data = ("--calib", lab / "data", "--val", lab / "data")
+    assert export_tiny(lab, tmp_path / "plain", "--fp16", *data).exit_code == 0
+    scores_by_name(monkeypatch, ["model.onnx", ".equalized.onnx", "trial.fp16.onnx"])
+    monkeypatch.setattr(precision_search, "group_errors", lambda *_, **__: ())  # fewer rungs
+    result = export_auto(lab, tmp_path / "out", 1, "--equalize")
+    assert result.exit_code == 0, result.stderr
+    assert "equalized graph" in result.stderr
+    monkeypatch.undo()
+    policy = ("--policy", tmp_path / "out")
+    assert export_tiny(lab, tmp_path / "again", *policy, *data).exit_code == 0
+    for name in ("model.onnx", "model.fp16.onnx"):
+        written = [(tmp_path / out / name).read_bytes() for out in ("out", "plain", "again")]
+        assert written[0] == written[1] == written[2]
+    bundle = bundle_from_folder(tmp_path / "out")
+    assert set(bundle.files) == {"fp32", "fp16", "policy"}
+    assert bundle.calibration is None
+    others = {"bundle.json", "report.json", "report.html"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {info.file for info in bundle.files.values()} | others
+
+
+def test_equalization_that_finds_nothing_is_told_and_not_recorded(
+    lab: Path, tmp_path: Path
+) -> None:
+    """Opset 16 has no LayerNormalization, and depthwise layers stay in floating point."""
+    options = ("--int8", "--opset", 16, "--calib", lab / "data")
+    assert export_tiny(lab, tmp_path / "plain", *options).exit_code == 0
+    result = export_tiny(lab, tmp_path / "out", *options, "--equalize")
+    assert result.exit_code == 0, result.stderr
+    assert "warning: --equalize changed nothing" in result.stderr
+    for name in ("model.onnx", "model.int8.onnx", "policy.json"):
+        written = [(tmp_path / out / name).read_bytes() for out in ("out", "plain")]
+        assert written[0] == written[1]
+    report = report_of(tmp_path / "out")
+    assert report["calibration"]["equalize"] is False
+    assert [row["used"] for row in report["techniques"]["rows"]] == [False]
 
 
 def gains_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -369,6 +447,42 @@ def test_no_rung_is_made_before_the_one_below_has_failed() -> None:
     assert first_within(ladder(), lambda rung: trial(rung, passed=False))[0] is None
 
 
+def test_a_repeated_image_counts_once(tmp_path: Path) -> None:
+    """PyTorch and the graph are compared on four; one image stands in for the others."""
+    lab = write_lab_of(hostile_net(2.0**14), tmp_path / "lab")
+    for part in ("images", "masks"):
+        for path in sorted((lab / "data" / part / "validation").iterdir())[1:]:
+            path.unlink()
+    options = ("--fp16", "--val", lab / "data", "--max-drop", 100)
+    result = export_tiny(lab, tmp_path / "out", *options)
+    assert result.exit_code == 0, result.stderr
+    assert "beyond an eighth of FP16's range on 1 images" in result.stderr
+
+
+def test_several_passes_are_counted_as_one(tmp_path: Path) -> None:
+    exported(tiny_net(), tmp_path)
+    recipe = Int8Recipe(EVERY_LAYER, "auto", equalize=True, bias_correction=True)
+    progress = Counts()
+    calibrated_from_images(
+        tmp_path / "model.onnx",
+        lambda: (photo((64, 64), seed) for seed in range(3)),
+        recipe,
+        equalized_path=tmp_path / "equalized.onnx",
+        on_step=OnePass(progress, steps_of(recipe, 3)),
+    )
+    # to equalize, to take ranges, to choose between clips, to correct biases
+    assert progress.seen == [(done, 12) for done in range(1, 13)]
+
+
+class Counts(SilentProgress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int | None]] = []
+
+    def advance(self, done: int, total: int | None) -> None:
+        self.seen.append((done, total))
+
+
 # --- what contradicts itself ----------------------------------------------------------------------
 
 
@@ -390,6 +504,14 @@ def test_no_rung_is_made_before_the_one_below_has_failed() -> None:
         (["--policy", "P", "--calibrator", "mse"], "--calibrator with --policy, which says it"),
         (["--policy", "P"], "INT8 without --calib"),
         (["--policy", "F", "--int8"], "--int8 with --policy"),
+        (
+            ["--int8", "--calib", "DATA", "--percentile", "99"],
+            "--percentile with --calibrator mse, which takes none",
+        ),
+        (
+            [*AUTO, "--calib", "DATA", "--calibrator", "entropy", "--percentile", "99"],
+            "--percentile with --calibrator entropy",
+        ),
     ],
 )
 def test_contradictions_are_told_before_anything_is_fetched(
@@ -402,6 +524,70 @@ def test_contradictions_are_told_before_anything_is_fetched(
     places = {"P": str(found), "F": str(fp16), "DATA": str(lab / "data")}
     result = run_cli("export", "--model", "no-such-model", *(places.get(a, a) for a in arguments))
     assert told in error_of(result)
+
+
+def test_a_search_that_may_choose_percentiles_takes_one(lab: Path) -> None:
+    request = ExportRequest(
+        checkpoint=lab / "tiny.pth",
+        out=lab / "out",
+        data=DataOptions(calib=lab / "data", val=lab / "data"),
+        auto=True,
+        int8_options=Int8Options(percentile=99.0),
+    )
+    assert told_policy(request) is None
+
+
+@pytest.mark.parametrize("field", ["fp32_nodes", "exclude_nodes"])
+def test_a_pattern_that_matches_nothing_is_told_before_any_image_is_run(
+    field: str, lab: Path, found: Path, tmp_path: Path
+) -> None:
+    record = json.loads((found / "policy.json").read_text(encoding="utf-8"))
+    place = record if field == "fp32_nodes" else record["recipe"]["policy"]
+    place[field] = ["*/없는 층/*"]
+    (tmp_path / "policy.json").write_text(json.dumps(record), encoding="utf-8")
+    options = ("--policy", tmp_path / "policy.json", "--calib", lab / "data")
+    result = export_tiny(lab, tmp_path / "out", *options)
+    assert "the pattern '*/없는 층/*'" in error_of(result)
+    assert "verify" not in result.stderr
+    assert "calibrate" not in result.stderr
+
+
+def test_a_nodes_own_name_is_no_pattern(tmp_path: Path) -> None:
+    graph = write_relus(tmp_path, ["a[1]", "a1", "b", "b2"])
+    assert nodes_matching(graph, ["b*", "a[1]"]) == ("a[1]", "b", "b2")
+    assert nodes_matching(graph, ["a[12]"]) == ("a1",)
+    with pytest.raises(ConfigError, match=r"pattern 'c\*' of the policy, which matches no node"):
+        nodes_matching(graph, ["b", "c*"])
+
+
+def test_each_pattern_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fnmatch keeps 256 compiled ones on some Pythons; a file may bring 2,000."""
+    asked: list[str] = []
+
+    def match(name: str, glob: str) -> bool:
+        asked.append(glob)
+        return fnmatchcase(name, glob)
+
+    monkeypatch.setattr(quantization, "fnmatchcase", match)
+    graph = write_relus(tmp_path, ["a", "b", "c"])
+    globs = [*(f"{'*' * count}a" for count in range(1, 300)), "b"]
+    assert nodes_matching(graph, globs) == ("a", "b")
+    assert len(list(itertools.groupby(asked))) == 299
+
+
+def write_relus(folder: Path, names: Sequence[str]) -> Path:
+    """A chain of Relu nodes with these names."""
+    nodes = [
+        onnx.helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=name)
+        for i, name in enumerate(names)
+    ]
+    first, last = (
+        onnx.helper.make_tensor_value_info(f"t{i}", onnx.TensorProto.FLOAT, [1])
+        for i in (0, len(names))
+    )
+    graph = onnx.helper.make_graph(nodes, "relus", [first], [last])
+    onnx.save(onnx.helper.make_model(graph), folder / "relus.onnx")
+    return folder / "relus.onnx"
 
 
 def test_a_policy_inside_the_folder_to_be_replaced_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from calibration.policy import PrecisionPolicy
+from calibration.policy_json import policy_to_json
+from calibration.recipe import Int8Recipe
 from engines.bundle import bundle_from_folder
-from engines.errors import CheckpointError
+from engines.errors import CheckpointError, ConfigError
 from exporter.architectures import segformer_keys
 from exporter.checkpoint import state_dict_from_checkpoint
-from exporter.qat.scales_applied import scales_by_layer
+from exporter.qat.scales_applied import check_training_stays, scales_by_layer
 from exporter.qat.trained_scales import TrainedScales, without_quantizers
 from tests.qat_models import fake_quantized, photos
 from tests.tiny_segformer import (
@@ -196,12 +200,42 @@ def test_without_int8_the_network_is_the_trained_one(lab: Path) -> None:
     assert set(bundle_from_folder(lab / "torch/plain").files) == {"fp32"}
 
 
-@pytest.mark.parametrize("option", ["--equalize", "--bias-correction", "--precision=auto"])
+@pytest.mark.parametrize(
+    "option",
+    ["--equalize", "--bias-correction", "--rounding=compensated", "--calibrator=auto",
+     "--precision=auto"],
+)  # fmt: skip
 def test_what_would_change_the_trained_tensors_is_refused(option: str, lab: Path) -> None:
-    precision = [] if "auto" in option else ["--int8"]
+    precision = [] if option == "--precision=auto" else ["--int8"]
     data = ["--calib", lab / "data", "--val", lab / "data"]
     line = error_of(export(lab, "torch", option, *precision, *data, out="refused"))
     assert "with a checkpoint of quantization-aware training" in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"equalize": True}, {"rounding": "compensated"}, {"bias_correction": True},
+     {"method": "auto"}],
+)  # fmt: skip
+def test_a_policy_that_would_change_them_is_refused_too(
+    changes: dict[str, Any], lab: Path, tmp_path: Path
+) -> None:
+    policy = PrecisionPolicy("int8", Int8Recipe(**changes))
+    (tmp_path / "policy.json").write_text(policy_to_json(policy), encoding="utf-8")
+    given = ["--policy", tmp_path / "policy.json", "--calib", lab / "data"]
+    line = error_of(export(lab, "torch", *given, out="refused"))
+    assert "with a checkpoint of quantization-aware training" in line
+    assert not (lab / "torch/refused").exists()
+
+
+def test_where_no_scale_can_be_used_nothing_is_refused() -> None:
+    def stays(scales: TrainedScales) -> None:
+        loaded = SimpleNamespace(checkpoint=SimpleNamespace(trained_scales=scales))
+        check_training_stays(None, loaded)  # type: ignore[arg-type]
+
+    with pytest.raises(ConfigError, match="--precision auto with a checkpoint of quantization"):
+        stays(TrainedScales(inputs={"fc": np.float32([0.5])}))
+    stays(TrainedScales(unusable=3))
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -243,6 +277,75 @@ def test_an_observer_that_saw_nothing_is_no_damage(tmp_path: Path) -> None:
     tensors[f"{start}.activation_post_process.max_val"] = numbers([-torch.inf])[0]
     found = state_dict_from_checkpoint(write_checkpoint(tmp_path / "t.pth", tensors=tensors))
     assert found.trained_scales is not None
+    assert (len(found.trained_scales), found.trained_scales.unusable) == (0, 1)
+
+
+def fake_quantizer(**changes: Tensor) -> dict[str, Tensor]:
+    """Buffers of torch's FakeQuantize of the weights of "conv", two channels."""
+    observer = "activation_post_process"
+    buffers = {
+        "fake_quant_enabled": torch.tensor([1], dtype=torch.uint8),
+        "scale": numbers([0.01, 0.02]),
+        "zero_point": torch.tensor([0, 0]),
+        f"{observer}.min_val": numbers([-1.0, -2.0]),
+        f"{observer}.max_val": numbers([1.0, 2.5]),
+    }
+    given = {name.replace("seen_", f"{observer}."): value for name, value in changes.items()}
+    return {f"conv.weight_fake_quant.{k}": v for k, v in (buffers | given).items()}
+
+
+def test_a_fake_quantizer_of_weights_gives_its_scales() -> None:
+    _, scales = without_quantizers(fake_quantizer(), PATH)
+    assert scales is not None
+    assert scales.weights["conv"].tolist() == np.float32([0.01, 0.02]).tolist()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fake_quant_enabled": torch.tensor([0], dtype=torch.uint8)},
+        {"scale": numbers([1.0]), "seen_min_val": numbers([torch.inf]),
+         "seen_max_val": numbers([-torch.inf])},
+        {"scale": numbers([1.0]), "seen_min_val": numbers([]), "seen_max_val": numbers([])},
+        {"seen_min_val": numbers([]), "seen_max_val": numbers([1.0, 2.0])},
+        {"seen_min_val": numbers([-1.0, 3.0])},
+        {"seen_max_val": numbers([1.0, torch.nan])},
+        {"scale": numbers([])},
+    ],
+    ids=["off", "as made", "empty", "half empty", "one channel unseen", "nan", "no scale"],
+)  # fmt: skip
+def test_what_was_never_calibrated_is_not_taken_for_trained(changes: dict[str, Tensor]) -> None:
+    _, scales = without_quantizers(fake_quantizer(**changes), PATH)
+    assert scales is not None
+    assert (len(scales), scales.unusable) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "unusable"),
+    [
+        # torch's FX graphs number their observers, whatever module they belong to
+        ({"activation_post_process_0.scale": 0.1, "activation_post_process_1.scale": 0.2}, 2),
+        # ModelOpt's SequentialQuantizer: two in a row
+        ({"fc.weight_quantizer.0._amax": 1.0, "fc.weight_quantizer.1._amax": 2.0}, 1),
+    ],
+)
+def test_scales_that_no_layer_can_be_given_are_counted(
+    tensors: dict[str, float], unusable: int
+) -> None:
+    left, scales = without_quantizers({k: numbers([v]) for k, v in tensors.items()}, PATH)
+    assert scales is not None
+    assert (left, len(scales), scales.unusable) == ({}, 0, unusable)
+
+
+def test_quantizers_without_any_scale_make_a_plain_checkpoint() -> None:
+    tensors = {"fc.weight": numbers([2.0]), "fc.input_quantizer._num_bits": torch.tensor(8)}
+    left, scales = without_quantizers(tensors, PATH)
+    assert (left.keys(), scales) == ({"fc.weight"}, None)
+
+
+def test_complex_scales_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="scale of conv's weight_fake_quant quantizer is com"):
+        without_quantizers(fake_quantizer(scale=torch.ones(2, dtype=torch.complex64)), PATH)
 
 
 @pytest.mark.parametrize(
@@ -286,12 +389,14 @@ def test_a_symmetric_scale_of_positive_values_is_used() -> None:
     assert scales.outputs.keys() == {"norm"}
 
 
-def test_smoothquants_factors_are_refused() -> None:
+@pytest.mark.parametrize("name", ["_pre_quant_scale", "0._pre_quant_scale"])
+def test_smoothquants_factors_are_refused(name: str) -> None:
     tensors = {
         "fc.input_quantizer._amax": torch.tensor(1.0),
-        "fc.input_quantizer._pre_quant_scale": torch.ones(4),
+        f"fc.input_quantizer.{name}": torch.ones(4),
     }
-    with pytest.raises(CheckpointError, match="input quantizer of fc has _pre_quant_scale"):
+    said = f"input quantizer of fc has {name}"
+    with pytest.raises(CheckpointError, match=said):
         without_quantizers(tensors, PATH)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.ranges_json import ranges_from_json
 from engines.bundle import bundle_from_folder
-from engines.errors import ConfigError, GateError
+from engines.errors import ConfigError, GateError, GraphError
 from tests.qat_models import (
     HW,
     fake_quantized,
@@ -145,6 +146,10 @@ def test_the_bundle_says_where_its_scales_are_from(lab: Path, bundle: Path) -> N
         report["rows"][0]["miou"] - min(row["miou"] for row in report["rows"][1:])
     )
     assert report["calibration"]["int8_macs_percent"] == 100.0
+    assert report["calibration"]["int8_weighted_percent"] == 100.0
+    said = [text for text in found.warnings if "weights stored as integers" in text]
+    assert len(said) == 1
+    assert said[0] in report["warnings"]
 
 
 def test_a_bundle_of_it_is_evaluated_again(lab: Path, bundle: Path) -> None:
@@ -182,6 +187,49 @@ def test_a_torch_fake_quantized_network_gets_preprocessing_and_argmax(
     bundle = bundle_from_folder(tmp_path / "out")
     assert (bundle.outputs, bundle.num_outputs) == (("labels", "logits"), 4)
     assert (bundle.input.mean, bundle.input.std) == (mean, std)
+    assert not any("weights stored as integers" in text for text in bundle.warnings)
+
+
+def test_logits_are_the_output_whatever_an_inner_tensor_is_called(tmp_path: Path) -> None:
+    model = planes_model()
+    conv = model.graph.node[4]
+    conv.output[0] = "logits"
+    conv.attribute.append(helper.make_attribute("strides", [2, 2]))
+    twice = helper.make_tensor("twice", 1, [4], [1.0, 1.0, 2.0, 2.0])
+    model.graph.initializer.append(twice)
+    resize = helper.make_node("Resize", ["logits", "", "twice"], ["scores"], "/R", mode="linear")
+    model.graph.node.append(resize)
+    path = saved(model, tmp_path)
+    result = export(path, tmp_path / "out", "--output", "both", "--mean", "0,0,0", "--std", "1,1,1")
+    assert result.exit_code == 0, result.stderr
+    nodes = onnx.load(str(tmp_path / "out/model.int8.onnx")).graph.node
+    assert sum(node.op_type == "Resize" for node in nodes) == 1
+    images = photos(1)[:, :32, :32]
+    scores = answer(path, images.transpose(0, 3, 1, 2).astype(np.float32), "planes")
+    assert np.array_equal(answer(tmp_path / "out/model.int8.onnx", images), scores.argmax(1))
+
+
+def test_the_range_of_an_input_that_is_renamed_is_kept(tmp_path: Path) -> None:
+    model = planes_model()
+    model.graph.input[0].name = model.graph.node[0].input[0] = "image"
+    result = export(saved(model, tmp_path), tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    ranges = ranges_from_json((tmp_path / "out/ranges.json").read_text(encoding="utf-8"))
+    clips = [found.amax for found in ranges.tensors.values()]
+    assert clips == [pytest.approx(127 * 0.05, rel=1e-6)]
+
+
+def test_products_of_two_activations_are_no_weighted_layers(tmp_path: Path) -> None:
+    """A convolution of 2 * 3 * 32 * 32 in INT8 and a product of 2 * 32 * 32 * 32 that is not."""
+    model = planes_model()
+    model.graph.node[4].output[0] = "c"
+    model.graph.node.append(helper.make_node("MatMul", ["c", "c"], ["scores"], "/product"))
+    result = export(saved(model, tmp_path), tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    found = bundle_from_folder(tmp_path / "out").calibration
+    assert found is not None
+    assert found["int8_macs_percent"] == pytest.approx(100 * 3 / (3 + 32))
+    assert found["int8_weighted_percent"] == 100.0
 
 
 def test_a_linear_layers_pair_behind_a_transpose_counts_as_int8(lab: Path, tmp_path: Path) -> None:
@@ -241,6 +289,7 @@ def test_free_sides_need_a_size(tmp_path: Path) -> None:
 
 def test_normalisation_is_assumed_aloud(lab: Path, tmp_path: Path) -> None:
     result = export(lab / "planes.onnx", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
     assert "ImageNet mean and std assumed" in result.stderr
     assert "no class names: the 4 outputs are called class 0" in result.stderr
 
@@ -304,16 +353,36 @@ def test_layers_near_fp16s_end_stay_in_fp32(lab: Path, tmp_path: Path) -> None:
         assert kept.data_type == TensorProto.FLOAT
 
 
+def test_calibration_images_that_cannot_be_read_are_named_and_not_counted(
+    lab: Path, tmp_path: Path
+) -> None:
+    photo, calib = next((lab / "data").rglob("*.png")), tmp_path / "calib"
+    calib.mkdir()
+    (calib / "good.png").write_bytes(photo.read_bytes())
+    (calib / "bad.png").write_bytes(photo.read_bytes()[:50])
+    model = planes_model()
+    model.graph.initializer.append(helper.make_tensor("bias", 1, [2], [20_000.0, 0.0]))
+    model.graph.node[4].input.append("bias")
+    path = saved(model, tmp_path)
+    result = export(path, tmp_path / "out", "--calib", calib, "--skip-bad")
+    assert result.exit_code == 0, result.stderr
+    warnings = bundle_from_folder(tmp_path / "out").warnings
+    assert sum("calibration image left out: bad.png" in text for text in warnings) == 1
+    assert sum("beyond an eighth of FP16's range on 1 images" in text for text in warnings) == 1
+
+
 def test_a_graph_that_cannot_be_simplified_is_taken_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("no kernel")
+        raise RuntimeError("no\n  kernel \x1b[2J")  # onnxsim's own texts have several lines
 
     monkeypatch.setattr("exporter.qat.bundle.simplify_onnx", fail)
     result = export(saved(planes_model(), tmp_path), tmp_path / "out")
     assert result.exit_code == 0, result.stderr
-    assert "model.onnx could not be simplified (no kernel)" in result.stderr
+    said = "model.onnx could not be simplified (no kernel ?[2J)"
+    assert said in result.stderr
+    assert said in bundle_from_folder(tmp_path / "out").warnings
     assert not operators(tmp_path / "out/model.onnx") & {"QuantizeLinear", "DequantizeLinear"}
     assert len(list((tmp_path / "out").glob("*.onnx"))) == 3  # nothing is left of the attempt
 
@@ -423,6 +492,13 @@ def test_what_tensorrt_would_refuse_is_refused_with_its_name(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_no_bundle_takes_is_refused_at_once(tmp_path: Path) -> None:
+    model = planes_model()
+    model.graph.node[4].name = "/Co\nnv"
+    line = error_of(export(saved(model, tmp_path), tmp_path / "out"))
+    assert r"a node named '/Co\nnv'" in line
+
+
 @pytest.mark.parametrize("kind", ["uint8", "int16", "uint16"])
 def test_only_int8_is_taken(kind: str, tmp_path: Path) -> None:
     opset = 17 if kind == "uint8" else 21
@@ -445,7 +521,7 @@ def test_a_graph_of_another_shape_is_refused_with_its_inputs_and_outputs(tmp_pat
     [("--size", "32x32"), ("--mean", "1,2,3"), ("--std", "1,2,3"), ("--opset", "17"),
      ("--model", "segformer-b0"), ("--keep-classes", "2"), ("--dynamic-batch", "1:2:4"),
      ("--output", "logits"), ("--keep-reference", "--val", "VAL"), ("--calibrator", "minmax"),
-     ("--equalize",)],
+     ("--equalize",), ("--precision", "fp16"), ("--precision", "fp32")],
 )  # fmt: skip
 def test_an_option_that_could_only_be_ignored_is_refused(
     arguments: tuple[str, ...], lab: Path, tmp_path: Path
@@ -454,6 +530,19 @@ def test_an_option_that_could_only_be_ignored_is_refused(
     line = error_of(export(lab / "symmetric.onnx", tmp_path / "out", *given))
     assert "ONNX file" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_labels_alone_of_a_file_with_logits_too_are_refused_where_they_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    both = export(saved(planes_model(), tmp_path), tmp_path / "both", "--output", "both")
+    assert both.exit_code == 0, both.stderr
+    path = tmp_path / "both/model.int8.onnx"
+    line = error_of(export(path, tmp_path / "out", "--output", "labels"))
+    assert "--output for an ONNX file that has this inside" in line
+    result = export(path, tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert bundle_from_folder(tmp_path / "out").outputs == ("labels", "logits")
 
 
 def test_int8_may_be_said_without_images(lab: Path, tmp_path: Path) -> None:
@@ -487,7 +576,8 @@ def test_weights_outside_the_folder_are_not_read(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"\x08\x07\x12 no graph")
-    error_of(export(tmp_path / "bad.onnx", tmp_path / "out"))
+    line = error_of(export(tmp_path / "bad.onnx", tmp_path / "out"))
+    assert "bad.onnx, unreadable as ONNX" in line
 
 
 def test_a_scale_that_was_lost_is_found() -> None:
@@ -527,10 +617,108 @@ def test_the_parts_of_a_layer_norm_taken_apart_are_held_in_fp32() -> None:
 
 
 def test_more_than_255_outputs_do_not_fit_a_label(tmp_path: Path) -> None:
-    from exporter.qat.image_graph import logits_shape
+    from exporter.qat.outside import logits_shape
     from tests.tiny_models import model_from_text as text_model
 
     model = text_model("""
         wide (float[1, 300, 2, 2] x) => (float[1, 300, 2, 2] y) { y = Relu (x) }""")
     with pytest.raises(ConfigError, match="300 outputs"):
-        logits_shape(model)
+        logits_shape(model, "y")
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+OWN = """
+    own (uint8[1, 4, 4, 3] image) => (uint8[1, 4, 4] labels) {{
+      pixels = Cast <to = 1> (image)
+      planes = Transpose <perm = [0, 3, 1, 2]> (pixels)
+      other = ArgMax <axis = 2> (planes)
+      best = ArgMax <axis = {axis}, keepdims = 0> (planes)
+      labels = Cast <to = 2> (best)
+    }}"""
+
+
+def test_the_logits_of_an_image_graph_are_what_its_own_labels_are_made_of() -> None:
+    from exporter.qat.outside import logits_of_labels, logits_shape
+    from tests.tiny_models import model_from_text as text_model
+
+    model = text_model(OWN.format(axis=1).replace("(planes)\n      best", "(pixels)\n      best"))
+    assert logits_of_labels(model) == "planes"
+    assert logits_shape(model, "planes") == (1, 3, 4, 4)
+    for wrong in (text_model(OWN.format(axis=2)), text_model(_labels_of_nothing())):
+        with pytest.raises(GraphError, match="expected an ArgMax over axis 1"):
+            logits_of_labels(wrong)
+
+
+def _labels_of_nothing() -> str:
+    return "f (uint8[1, 4, 4, 3] image) => (uint8[1, 4, 4, 3] labels) { labels = Identity (image) }"
+
+
+@pytest.mark.parametrize(
+    ("interface", "said"),
+    [
+        ("(uint8[1, 4, 4, 3] image) => (float[1, 4, 4] labels)", "labels float"),
+        ("(uint8[1, 4, 4, 3] image) => (uint8[1, 4, 4, 1] labels)", "labels uint8 [1, 4, 4, 1]"),
+        ("(uint8[1, 4, 4, 3] image) => (uint8[1, 4, 4] labels, int8[1, 2, 4, 4] logits)", "int8"),
+        ("(uint8[1, 4, 16385, 3] image) => (uint8[1, 4, 16385] labels)", "longer side of 16385"),
+        ("(uint8[4097, 4, 4, 3] image) => (uint8[4097, 4, 4] labels)", "batch size of 4097"),
+        ("(float[1, 65, 4, 4] x) => (float[1, 2, 4, 4] y)", "number of channels of 65"),
+    ],
+)
+def test_what_no_bundle_can_hold_is_refused_at_once(interface: str, said: str) -> None:
+    from exporter.qat.outside import outside_of
+    from tests.tiny_models import model_from_text as text_model
+
+    with pytest.raises(GraphError, match=re.escape(said)):
+        outside_of(text_model(f"wrong {interface} {{ }}"))
+
+
+def test_a_cast_is_known_by_its_type_whatever_comes_first() -> None:
+    from exporter.qat.graph_rewrites import with_constants_in_place
+
+    model = planes_model(opset=19)
+    model.graph.initializer.append(helper.make_tensor("float_zero", 1, [], [0.0]))
+    cast = helper.make_node("Cast", ["float_zero"], ["int8_zero"], saturate=1, to=TensorProto.INT8)
+    cast.attribute.sort(key=lambda item: item.name)
+    assert cast.attribute[0].name == "saturate"
+    model.graph.node.insert(0, cast)
+    for node in model.graph.node[1:3]:
+        node.input[2] = "int8_zero"
+    result = with_constants_in_place(model)
+    assert {node.op_type for node in result.graph.node} == {
+        "QuantizeLinear", "DequantizeLinear", "Conv",
+    }  # fmt: skip
+    kinds = {tensor.name: tensor.data_type for tensor in result.graph.initializer}
+    assert kinds["int8_zero"] == TensorProto.INT8
+
+
+def test_a_constant_that_goes_is_no_input_any_more() -> None:
+    """Files of older tools list their constants as inputs too."""
+    from exporter.qat.graph_rewrites import without_pairs
+
+    model = planes_model()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    result = without_pairs(model)
+    assert [value.name for value in result.graph.input] == ["planes", "w"]
+    assert [tensor.name for tensor in result.graph.initializer] == ["w"]
+
+
+def test_what_onnx_runtime_does_not_run_is_an_error_of_the_graph() -> None:
+    from exporter.qat.promises import check_same_answer
+    from exporter.run_onnx import outputs_from_onnx
+    from tests.tiny_models import model_from_text as text_model
+
+    batch = np.zeros((1, 4), np.uint8)
+    refused = text_model("r (uint8[1, 4] image) => (uint8[1, 4] y) { y = NoSuchThing (image) }")
+    fails = text_model("""
+        f (uint8[1, 4] image) => (uint8[a, b] y) <int64[1] three = {3}> {
+          y = Reshape (image, three)
+        }""")
+    for model in (refused, fails):
+        with pytest.raises(GraphError, match="a graph that"):
+            check_same_answer(model, model, batch)
+        with pytest.raises(GraphError, match="a graph that"):
+            outputs_from_onnx(model, batch)

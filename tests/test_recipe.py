@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from calibration.placement import DEFAULT_POLICY, EVERY_LAYER, QuantizePolicy
 from calibration.quantize import int8_onnx_from_ranges
 from calibration.ranges import Image, ranges_from_images
+from calibration.ranges_json import ranges_from_json, ranges_to_json
 from calibration.recipe import (
     Int8Recipe,
     calibrated_from_images,
@@ -20,7 +22,7 @@ from calibration.recipe import (
     narrowed,
 )
 from engines.errors import ConfigError, GraphError
-from tests.small_graphs import block_model, outputs_of, random_images, saved
+from tests.small_graphs import block_model, model_from_text, outputs_of, random_images, saved
 
 IMAGES = random_images(6)
 WITHOUT_SR = QuantizePolicy(EVERY_LAYER.exclude_kinds, ("/attn/sr/Conv",))
@@ -124,6 +126,26 @@ def test_a_policy_that_quantizes_more_cannot_be_narrowed_to(graph: Path, tmp_pat
     )
     with pytest.raises(GraphError, match="no range of the tensor"):
         narrowed(small, EVERY_LAYER)
+
+
+def test_the_choice_of_a_tensor_is_found_where_its_range_was_taken(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (uint8[N, 4, 4, 4] image) => (float[N, 4, 4, 4] y)
+    {
+      pixels = Cast <to = 1> (image)  x = Relu (pixels)  t = Transpose <perm = [0, 3, 1, 2]> (x)
+      ["a"] left = Conv <kernel_shape = [1, 1]> (t, wa)
+      ["b"] right = Conv <kernel_shape = [1, 1]> (t, wb)  y = Add (left, right)
+    }"""
+    weight = np.ones((4, 4, 1, 1))
+    path = saved(model_from_text(text, wa=weight, wb=2 * weight), tmp_path)
+    images = random_images(2, (4, 4, 4))
+    large = calibrated_from_images(
+        path, lambda: images, Int8Recipe(EVERY_LAYER, method="auto"), equalized_path=tmp_path / "no"
+    )
+    assert list(large.ranges.chosen) == ["x"]  # both read t through it
+    small = narrowed(large, replace(EVERY_LAYER, exclude_nodes=("b",)))
+    assert small.ranges.chosen == {"t": large.ranges.chosen["x"]}
+    assert ranges_from_json(ranges_to_json(small.ranges)) == small.ranges
 
 
 @pytest.mark.parametrize("field", ["method", "rounding"])

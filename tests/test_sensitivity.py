@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import exporter.sensitivity
 from calibration.group_errors import EVERYTHING, policies_by_group
 from calibration.onnx_file import model_from_onnx_file
 from calibration.quantize import int8_onnx_from_ranges
@@ -258,6 +259,21 @@ def test_without_val_only_miou_is_missing_and_the_bundle_can_stay_as_it_is(
 
 
 @pytest.mark.parametrize(
+    ("json_name", "page_name", "message"),
+    [("a", "a", "for --json and for --out"), ("bundle.json", "b", "which lies in the bundle")],
+)
+def test_files_elsewhere_are_two_and_not_in_the_bundle(
+    json_name: str, page_name: str, message: str, lab: Path, bundle: Path
+) -> None:
+    before = hashes(bundle)
+    json_path = (bundle if json_name == "bundle.json" else lab) / json_name
+    options = ("--json", json_path, "--out", lab / page_name)
+    error = error_of(run_cli("sensitivity", bundle, "--calib", lab / "data", *options))
+    assert message in error
+    assert hashes(bundle) == before
+
+
+@pytest.mark.parametrize(
     "html",
     [
         b"<p>mine</p>",
@@ -393,6 +409,17 @@ def test_an_unreadable_image_is_left_out_only_when_asked(
     assert "warning: calibration image left out: cal0.png" in result.stderr
     found = loaded(tmp_path / "found.json")
     assert (found["images"], found["error_images"]) == (2, 2)
+
+
+def test_another_image_stands_in_for_one_that_cannot_be_read(
+    lab: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter.sensitivity, "ERROR_IMAGES", 1)
+    data = shutil.copytree(lab / "data", tmp_path / "data")
+    (data / "images" / "validation" / "val0.png").write_bytes(b"no picture")
+    options = DataOptions(calib=data, val=data, skip_bad=True)
+    found = sensitivity_of_bundle(bundle, options, most_images=4, progress=SilentProgress())
+    assert (found["error_images"], found["val_images"]) == (1, 3)
 
 
 def test_mistakes_are_told_before_anything_is_measured(

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from small_graphs import block_model, random_images
+from small_graphs import block_model, model_from_text, random_images
 
 from calibration.watch import watch_images
 
@@ -46,3 +46,17 @@ def test_tensors_are_counted_or_only_reduced() -> None:
     low, high = watched.extremes["sum"]
     assert low < high
     assert watched.kept == ()
+
+
+def test_a_sampled_tensor_is_seen_on_the_first_images_and_on_one_of_eight_after() -> None:
+    model = model_from_text(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (uint8[1, 1, 1, 1] image) => (float[1, 1, 1, 1] y)
+        { x = Cast <to = 1> (image)  twice = Add (x, x)  y = Relu (twice) }"""
+    )
+    # 40 + i on image i; the largest values come where a sampled tensor is not looked at.
+    values = [40 + i for i in range(40)]
+    values[33], values[36], values[39] = 250, 251, 255
+    images = [np.full((1, 1, 1), value, dtype=np.uint8) for value in values]
+    watched = watch_images(model, images, counted=(), reduced=("x",), sampled=("twice",))
+    assert watched.extremes == {"x": (40.0, 255.0), "twice": (80.0, 2.0 * (40 + 32))}

@@ -83,7 +83,10 @@ def written_together(files: SetFiles, *, overwrite: bool) -> Iterator[SetFiles]:
     The folder is made if needed. On any exception, Ctrl-C included, nothing new is left, and what
     was there before stays. Raises OutputError.
     """
-    hidden = SetFiles(files.list.with_name(f".{secrets.token_hex(6)}.tmp{LIST_SUFFIX}"))
+    token = secrets.token_hex(6)
+    hidden, old = (
+        SetFiles(files.list.with_name(f".{token}.{word}{LIST_SUFFIX}")) for word in ("tmp", "old")
+    )
     try:
         with contextlib.ExitStack() as undo:
             _make_folder(files.list.parent, undo)
@@ -91,18 +94,32 @@ def written_together(files: SetFiles, *, overwrite: bool) -> Iterator[SetFiles]:
                 undo.callback(path.unlink, missing_ok=True)
             yield hidden
             _check_free(files, overwrite=overwrite)  # another run may have been faster
-            for source, target in zip(hidden.all, files.all, strict=True):
-                new = not os.path.lexists(target)
-                os.replace(source, target)
-                if new:
-                    undo.callback(target.unlink, missing_ok=True)
+            for source, target, aside in zip(hidden.all, files.all, old.all, strict=True):
+                _take_place(source, target, aside, undo)
             undo.pop_all()
+            for aside in old.all:
+                aside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"{os.fspath(files.list)!r}: {error.strerror or error}",
             expected="a folder that can be written to, with room for the contact sheet",
             do="choose another --out or free some space",
         ) from error
+
+
+def _take_place(source: Path, target: Path, aside: Path, undo: contextlib.ExitStack) -> None:
+    """Rename `source` to `target`, and what was there to `aside`; `undo` knows of it beforehand."""
+    if os.path.lexists(target):
+        undo.callback(_put_back, aside, target)
+        os.replace(target, aside)
+    else:
+        undo.callback(target.unlink, missing_ok=True)
+    os.replace(source, target)
+
+
+def _put_back(aside: Path, target: Path) -> None:
+    if os.path.lexists(aside):
+        os.replace(aside, target)
 
 
 def _make_folder(folder: Path, undo: contextlib.ExitStack) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +18,7 @@ from calibration.image_set.request import SetRequest
 from calibration.image_set.strata import strata_of_images
 from calibration.image_set.written import write_set
 from engines.dataset import calibration_images_from, masks_of_images, validation_images_from
-from engines.errors import DatasetError, OutputError
+from engines.errors import DatasetError, ImageError, OutputError
 from engines.progress import Progress
 from engines.reports.report import check_writable
 
@@ -39,14 +39,17 @@ class SetRecord:
 def calibration_set(request: SetRequest, progress: Progress) -> SetRecord:
     """Choose images and write list, contact sheet and coverage, which appear together.
 
-    Only numbers are kept of an image that was read: memory hardly grows with the folder. Raises
-    DatasetError, ImageError (neither for a bad file, with `skip_bad`) or OutputError; then nothing
-    is written.
+    Without `val` a data set's own validation part stands for it. Only numbers are kept of an image
+    that was read: memory hardly grows with the folder. Raises DatasetError, ImageError (neither for
+    a bad file, with `skip_bad`) or OutputError; then nothing is written.
     """
     files = SetFiles(request.out)
     images = calibration_images_from(request.source)
+    if request.val is None and _has_validation_part(request.source, images):
+        progress.note("compared with the data set's own validation images")
+        request = replace(request, val=request.source)
     validation = validation_images_from(request.val) if request.val is not None else ()
-    masks = masks_of_images(images, masks=request.masks)
+    masks = _masks(request, images)
     _check_out(request, files, [*images, *validation, *masks.values()])
 
     candidates, left_out = _candidates(request, images, validation, masks, progress=progress)
@@ -58,13 +61,39 @@ def calibration_set(request: SetRequest, progress: Progress) -> SetRecord:
     return SetRecord(files, len(candidates), len(chosen), coverage_rows(choice), tuple(left_out))
 
 
+def _has_validation_part(source: Path, images: Sequence[Path]) -> bool:
+    """Whether `source`, a data set with `images` to calibrate on, has others to validate on."""
+    if not os.path.isdir(source):
+        return False
+    try:
+        found = validation_images_from(source)
+    except ImageError:  # a data set without such a part, or with an empty one
+        return False
+    # Images that lie in `source` itself, beside the parts, are no part.
+    return found[0].parent not in (images[0].parent, Path(source))
+
+
+def _masks(request: SetRequest, images: Sequence[Path]) -> Mapping[Path, Path]:
+    """By image; DatasetError where a folder of masks was given that fits none of them."""
+    masks = masks_of_images(images, masks=request.masks)
+    if request.masks is not None and not masks:
+        raise DatasetError(
+            f"--masks {os.fspath(request.masks)!r} without a mask for any of the {len(images)} "
+            f"images, {images[0].name} the first",
+            expected="masks with the names of the images, as .png, .bmp or .tif",
+            do="give the folder that holds the masks themselves, or leave --masks out",
+        )
+    return masks
+
+
 def _check_out(request: SetRequest, files: SetFiles, sources: Sequence[Path]) -> None:
     check_place(files, sources=sources, overwrite=request.overwrite)
-    for path in (request.source, request.val):
-        if path is not None and os.path.realpath(path) == os.path.realpath(files.list):
+    written = {os.path.realpath(path) for path in files.all}
+    for path in (request.source, request.val, request.classes_file):
+        if path is not None and os.path.realpath(path) in written:
             raise OutputError(
-                f"--out {os.fspath(files.list)!r}, the list that is read",
-                expected="another file",
+                f"--out {os.fspath(files.list)!r}, which would replace {path.name}, which is read",
+                expected="a name of its own",
                 do="choose another --out",
             )
     check_writable(files.list.parent)
@@ -128,6 +157,8 @@ def _tell(
                 f"left out {len(found) - MAX_NAMED} more ({reason}); "
                 f"{SetFiles(request.out).coverage.name} names them"
             )
+    if request.val is None:
+        progress.warn("not compared with validation images: no --val")
     without_mask = sum(image.classes is None for image in choice.images)
     if without_mask == len(choice.images):
         progress.note("no masks: chosen by light and sharpness alone")

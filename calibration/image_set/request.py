@@ -14,6 +14,7 @@ class SetRequest:
 
     `near_bits`: images whose perceptual hashes differ in at most so many of 64 bits are one.
     `seed` decides between images of one stratum. `skip_bad` leaves out what cannot be used.
+    `classes_file`: where `class_names` come from, so that it is not written over.
     """
 
     source: Path
@@ -25,5 +26,6 @@ class SetRequest:
     seed: int = 0
     reading: Reading = field(default_factory=Reading)
     class_names: tuple[str, ...] = ()
+    classes_file: Path | None = None
     skip_bad: bool = False
     overwrite: bool = False

@@ -31,9 +31,9 @@ DIR is a data set (its part "calibration" or "train"), a folder of images or a
 list. Images are divided by the classes in their masks, where there are masks,
 by brightness, contrast and sharpness. Each of these strata gives one image, then
 they give more by their size. Copies and near copies are left out, and so is what
-shows the same as a validation image. Beside NAME.txt lie NAME.png, the contact
-sheet, and NAME.json, which says for each image what was measured. A list for
-fewer images is the beginning of one for more.
+shows the same as a validation image, of --val or of DIR itself. Beside NAME.txt
+lie NAME.png, the contact sheet, and NAME.json, which says for each image what was
+measured. A list for fewer images is the beginning of one for more.
 """
 
 
@@ -43,7 +43,11 @@ fewer images is the beginning of one for more.
 @click.option(
     "--count", type=click.IntRange(1), default=256, show_default=True, help="How many images."
 )
-@click.option("--val", type=PATH, help="Images to validate on, which must not be among them.")
+@click.option(
+    "--val",
+    type=PATH,
+    help="Images to validate on, which must not be among them; DIR's own, if it has any.",
+)
 @click.option("--masks", type=PATH, help="The masks, where they do not lie beside the images.")
 @click.option("--classes", type=PATH, help="File of class names, for the table.")
 @click.option(
@@ -90,7 +94,7 @@ def calibrate_set(source: Path, classes: Path | None, **values: Any) -> None:
         convert=values.pop("convert_images"),
         reduce_zero_label=values.pop("reduce_zero_label"),
     )
-    request = SetRequest(source, class_names=names, reading=reading, **values)
+    request = SetRequest(source, class_names=names, classes_file=classes, reading=reading, **values)
     record = calibration_set(request, progress_for(sys.stderr))
     table_console().print(_table(record))
     click.echo(f"{record.chosen} of {record.candidates} images: {_shown(record.files.list)}")

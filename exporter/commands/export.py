@@ -22,7 +22,7 @@ from exporter.commands.options import (
     load_options_from,
 )
 from exporter.commands.show import show_engine, show_report
-from exporter.qat.kind import is_onnx_checkpoint
+from exporter.qat.kind import check_precision, is_onnx_checkpoint
 from exporter.request import ExportRequest, GraphOptions, Int8Options
 from exporter.targets import TARGETS, opset_for, target_named
 
@@ -90,7 +90,8 @@ layers in FP32; FP32. What it finds is policy.json in the bundle, which --policy
 @click.option(
     "--percentile",
     type=Number(50, 100),
-    help="Share of the values inside the range, for --calibrator percentile.  [default: 99.999]",
+    help="Share of the values inside the range, for --calibrator percentile and auto."
+    "  [default: 99.999]",
 )
 @click.option(
     "--equalize/--no-equalize",
@@ -114,9 +115,7 @@ layers in FP32; FP32. What it finds is policy.json in the bundle, which --policy
     type=click.Choice(["stretch", "letterbox"]),
     help="How an image comes to that size.  [default: as the checkpoint was tested]",
 )
-@click.option(
-    "--output", type=click.Choice(["labels", "logits", "both"]), default="labels", show_default=True
-)
+@click.option("--output", type=click.Choice(["labels", "logits", "both"]), help="[default: labels]")
 @click.option("--dynamic-batch", type=BatchRange(), help="Free batch size.  [default: fixed, 1]")
 @click.option("--target", type=click.Choice(list(TARGETS)), help="The device; see below.")
 @click.option("--opset", type=int, help="ONNX opset.  [default: 17; 16 for jetpack5]")
@@ -183,14 +182,10 @@ def _check_options(values: dict[str, Any], request: ExportRequest) -> None:
                 expected="one of them, for both say what is written",
                 do=f"leave --precision or --{name} out",
             )
-    if not is_onnx_checkpoint(values["checkpoint"]):
+    if is_onnx_checkpoint(values["checkpoint"]):
+        check_precision(values["precision"])
+    else:
         told_policy(request)
-    if values["val_masks"] is not None and values["val"] is None:
-        raise ConfigError(
-            "--val-masks without --val",
-            expected="the images that the masks belong to",
-            do="pass --val with the folder of images, or leave --val-masks out",
-        )
 
 
 def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
@@ -202,7 +197,8 @@ def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
         graph=GraphOptions(
             size=values["size"],
             resize=values["resize"],
-            output=values["output"],
+            output=values["output"] or "labels",
+            output_told=values["output"] is not None,
             batch=values["dynamic_batch"] or (1, 1, 1),
             opset=values["opset"],
         ),

@@ -53,6 +53,7 @@ def sensitivity(bundle: Path, json_path: Path | None, page: Path | None, **value
     from exporter.int8_tables import sensitivity_table
     from exporter.sensitivity import sensitivity_of_bundle
     from exporter.sensitivity_report import (
+        check_apart,
         check_file_writable,
         check_report,
         section_of,
@@ -64,6 +65,7 @@ def sensitivity(bundle: Path, json_path: Path | None, page: Path | None, **value
         values, calib=values["calib"], val=values["val"], val_masks=values["val_masks"]
     )
     elsewhere = [path for path in (json_path, page) if path is not None]
+    check_apart(elsewhere, bundle)
     for path in elsewhere:
         check_file_writable(path)
     if not elsewhere:

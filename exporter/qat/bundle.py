@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from engines.images import sha256_of_file
 from engines.progress import Progress
 from exporter.classes import checked_classes, classes_from_file
 from exporter.measure import ScoredModel
-from exporter.network_images import network_images
+from exporter.network_images import evenly, left_out_lines, network_images
 from exporter.qat.graph_rewrites import layer_norm_parts
 from exporter.qat.measured import bundle_of, measured
 from exporter.qat.promises import check_same_answer, check_scales_kept
@@ -103,19 +103,6 @@ def _load(request: ExportRequest, progress: Progress) -> QuantizedWork:
     named = len(given.names) if given else source.num_outputs
     pairs = pairs_from_folder(data.val, masks=data.val_masks) if data.val is not None else ()
     images = () if data.calib is None else tuple(calibration_images_from(data.calib))
-    warnings = [*source.warnings, *(given.notes if given else ()), *notes]
-    warnings += target_warnings(target, fp16=request.fp16, int8=True)
-    if target.opsets is not None and source.opset not in target.opsets:
-        warnings.append(
-            f"opset {source.opset} in {request.checkpoint.name}: --target {target.name} runs "
-            f"{target.opsets[0]} to {target.opsets[-1]} ({target.reason})"
-        )
-    if source.asymmetric:
-        warnings.append("zero points other than 0, or uint8: TensorRT refuses model.int8.onnx")
-    if images:
-        warnings.append("--calib: the file keeps its own scales; FP16 overflows were looked for")
-    if not pairs:
-        warnings.append("no --val: the loss of accuracy was not measured")
     progress.note(_summary(source))
     for note in source.notes:
         progress.note(note)
@@ -128,8 +115,33 @@ def _load(request: ExportRequest, progress: Progress) -> QuantizedWork:
         palette=palette[:named],
         num_outputs=source.num_outputs,
     )
-    images = images or tuple(pair.image for pair in pairs[:RISK_IMAGES])
-    return QuantizedWork(target, source, model, pairs, images, warnings)
+    images = images or tuple(evenly([pair.image for pair in pairs], RISK_IMAGES))
+    work = QuantizedWork(target, source, model, pairs, images)
+    work.warn(*source.warnings, *(given.notes if given else ()), *notes)
+    work.warn(*_warnings(request, work))
+    return work
+
+
+def _warnings(request: ExportRequest, work: QuantizedWork) -> list[str]:
+    source, target = work.source, work.target
+    warnings = target_warnings(target, fp16=request.fp16, int8=True)
+    if target.opsets is not None and source.opset not in target.opsets:
+        warnings.append(
+            f"opset {source.opset} in {request.checkpoint.name}: --target {target.name} runs "
+            f"{target.opsets[0]} to {target.opsets[-1]} ({target.reason})"
+        )
+    if source.asymmetric:
+        warnings.append("zero points other than 0, or uint8: TensorRT refuses model.int8.onnx")
+    if any(item.stored and item.zero_point.dtype.name != "int32" for item in source.own):
+        warnings.append(
+            "weights stored as integers: FP32, which the other forms are compared with, has them "
+            "rounded already, so what their rounding cost is not in the loss"
+        )
+    if request.data.calib is not None:
+        warnings.append("--calib: the file keeps its own scales; FP16 overflows were looked for")
+    if not work.pairs:
+        warnings.append("no --val: the loss of accuracy was not measured")
+    return warnings
 
 
 def _summary(source: QuantizedSource) -> str:
@@ -146,24 +158,17 @@ def _write_float32(work: QuantizedWork, folder: Path, request: ExportRequest) ->
     raw = folder / "with_shapes.onnx"
     onnx.save(work.source.float32, str(raw))
     batch = probe_batch(work.source.float32)
-    seen = list(_images(work, request, most=len(batch)))
+    readable = network_images(work.images, work.source.input, request.data, {})
+    seen = list(itertools.islice(readable, len(batch)))
     if seen:
         batch = np.stack([seen[index % len(seen)] for index in range(len(batch))])
     try:
         simplify_onnx(raw, folder / "model.onnx", batch=batch)
     except (GateError, GraphError, RuntimeError) as error:  # the last is onnxsim's own
         write_checked_onnx(work.source.float32, folder / "model.onnx", like=work.source.float32)
-        work.warnings.append(f"model.onnx could not be simplified ({error})")
+        work.warn(f"model.onnx could not be simplified ({error})")
     raw.unlink()
     work.add(folder, "fp32", "model.onnx")
-
-
-def _images(
-    work: QuantizedWork, request: ExportRequest, *, most: int | None = None
-) -> Iterator[np.ndarray[Any, Any]]:
-    """Unreadable ones are left out here; the evaluation names them."""
-    files: Sequence[Path] = work.images[:most]
-    return network_images(files, work.source.input, request.data, {})
 
 
 def _write_int8(work: QuantizedWork, folder: Path) -> None:
@@ -171,7 +176,7 @@ def _write_int8(work: QuantizedWork, folder: Path) -> None:
     source = work.source
     write_checked_onnx(source.int8, folder / "model.int8.onnx", like=source.int8)
     written = model_from_onnx_file(folder / "model.int8.onnx")
-    check_scales_kept(source.quantizers, written, asymmetric=source.asymmetric)
+    check_scales_kept(source.own, written, asymmetric=source.asymmetric)
     if not source.half:  # FP32 rounds less than the file's FP16
         check_same_answer(source.given, written, probe_batch(written))
     work.scales = scale_record(written, source.quantizers)
@@ -192,27 +197,35 @@ def _find_risks(
     work.fp32_nodes = layer_norm_parts(model_from_onnx_file(folder / "model.onnx"))
     if not work.images:
         return
-    total = len(work.images)
+    skipped: dict[Path, str] = {}
+    count, total = 0, len(work.images)
+
+    def seen(done: int) -> None:
+        nonlocal count
+        count = done
+        progress.advance(done + len(skipped), total)
+
     risks = float16_risks(
         folder / "model.onnx",
-        _images(work, request),
+        network_images(work.images, work.source.input, request.data, skipped),
         held=work.fp32_nodes,
-        on_image=lambda done: progress.advance(done, total),
+        on_image=seen,
     )
+    if request.data.calib is not None:  # of validation images the evaluation names them
+        lines = [f"{path.name}: {reason}" for path, reason in skipped.items()]
+        work.warn(*left_out_lines("calibration", lines))
     if risks:
         nodes = fp32_nodes_for(risks)
         work.fp32_nodes = tuple(dict.fromkeys((*work.fp32_nodes, *nodes)))
-        work.warnings.append(float16_warning(risks, on=f"{total} images"))
+        work.warn(float16_warning(risks, on=f"{count} images"))
 
 
 def _write_half(work: QuantizedWork, folder: Path, source: str, key: str) -> None:
     name = f"model.{key.replace('_', '.')}.onnx"
     path = folder / work.files[source].file
     record = fp16_onnx_from_onnx(path, folder / name, fp32_nodes=_held(work, path))
-    work.warnings += [
-        f"{count} values of {tensor} are beyond FP16's range and were clamped in {name}"
-        for tensor, count in record.clamped.items()
-    ]
+    for tensor, count in record.clamped.items():
+        work.warn(f"{count} values of {tensor} are beyond FP16's range and were clamped in {name}")
     work.add(folder, key, name)
 
 
@@ -236,11 +249,9 @@ def _write_int8_half(work: QuantizedWork, folder: Path) -> None:
         try:
             _write_half(work, folder, "int8", "int8_fp16")
         except GraphError as error:
-            work.warnings.append(
+            work.warn(
                 f"no INT8 graph with its rest in FP16 ({error.got}): a strongly typed TensorRT "
                 "runs that rest in FP32"
             )
             return
-    check_scales_kept(
-        source.quantizers, model_from_onnx_file(folder / name), asymmetric=source.asymmetric
-    )
+    check_scales_kept(source.own, model_from_onnx_file(folder / name), asymmetric=source.asymmetric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.onnx_file import node_label
-from calibration.wiring import wiring_of
+from calibration.wiring import attribute, wiring_of
 from exporter.qat.quantizers import DEQUANTIZE, QUANTIZE
 
 FLOAT, FLOAT16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
@@ -43,13 +43,13 @@ def with_constants_in_place(model: onnx.ModelProto) -> onnx.ModelProto:
             kept.append(node)
         elif node.op_type == "Identity":
             renamed[node.output[0]] = node.input[0]
-        elif node.op_type == "Cast" and int(node.attribute[0].i) in _NUMBERS:
-            kind = helper.tensor_dtype_to_np_dtype(int(node.attribute[0].i))
+        elif node.op_type == "Cast" and attribute(node, "to", 0) in _NUMBERS:
+            kind = helper.tensor_dtype_to_np_dtype(cast(int, attribute(node, "to", 0)))
             with np.errstate(all="ignore"):  # what does not fit is the file's own business
                 values = numpy_helper.to_array(tensor).astype(kind)
-            cast = numpy_helper.from_array(values, node.output[0])
-            result.graph.initializer.append(cast)
-            constants[node.output[0]] = cast
+            converted = numpy_helper.from_array(values, node.output[0])
+            result.graph.initializer.append(converted)
+            constants[node.output[0]] = converted
         else:
             kept.append(node)
     return _with_nodes(result, kept)
@@ -235,7 +235,10 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _with_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> onnx.ModelProto:
-    """`model` with these nodes, and the initializers that they or the outputs read."""
+    """`model` with these nodes, and the initializers that they or the outputs read.
+
+    Older files list their initializers as inputs too: those of dropped ones go with them.
+    """
     graph = model.graph
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
@@ -247,7 +250,14 @@ def _with_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> onnx
         for tensor in graph.initializer
         if tensor.name in read
     ]
-    del graph.initializer[:]
+    dropped = {tensor.name for tensor in graph.initializer if tensor.name not in read}
+    inputs = [
+        onnx.ValueInfoProto.FromString(value.SerializeToString())
+        for value in graph.input
+        if value.name not in dropped
+    ]
+    del graph.initializer[:], graph.input[:]
     graph.initializer.extend(kept)
+    graph.input.extend(inputs)
     del graph.value_info[:]  # of tensors that are gone
     return model

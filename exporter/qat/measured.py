@@ -43,8 +43,8 @@ def measured(
             )
         rows = with_scores(rows, evaluation)
         gate, lost = gate_from_rows(rows, work.model.classes, request.max_drop)
-        work.warnings += left_out_lines("validation", evaluation.skipped)
-    work.warnings += speed_warnings(rows)
+        work.warn(*left_out_lines("validation", evaluation.skipped))
+    work.warn(*speed_warnings(rows))
     report = report_record(work.model, rows, request.data, evaluation, work.warnings)
     report["gate"] = None if gate is None else {**asdict(gate), "lost": lost}
     report["calibration"] = _calibration_record(work)
@@ -70,10 +70,15 @@ def _calibration_record(work: QuantizedWork) -> dict[str, Any]:
         "method": f"none here: {found.activations} activations and {found.weights} weights keep "
         f"the scales of {printable(work.source.path.name)}",
         "percentile": None,
+        "equalize": False,
+        "rounding": "nearest",
+        "bias_correction": False,
         "images": 0,
         "int8_nodes": len(found.nodes),
         "float_nodes": list(found.float_nodes),
+        "float_groups": [],
         "int8_macs_percent": found.int8_macs_percent,
+        "int8_weighted_percent": found.int8_weighted_percent,
         "list": [],
     }
 

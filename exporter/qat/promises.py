@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.onnx_file import data_inputs
-from engines.errors import GateError
+from engines.errors import GateError, GraphError
 from exporter.qat.quantizers import Quantizer, quantizers_from_graph
 
 Arrays = list[NDArray[Any]]
@@ -49,7 +49,8 @@ def check_same_answer(
 ) -> None:
     """GateError unless every output is the same bit for bit on `batch`, uint8 (N, H, W, C).
 
-    Each node runs as it stands in the file: ONNX Runtime's own fusions round otherwise.
+    Each node runs as it stands in the file: ONNX Runtime's own fusions round otherwise. GraphError
+    for a graph that does not run.
     """
     for name, old, new in zip(
         (value.name for value in before.graph.output),
@@ -68,8 +69,15 @@ def _outputs(model: onnx.ModelProto, batch: NDArray[np.uint8]) -> Arrays:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    outputs: Arrays = session.run(None, {data_inputs(model)[0].name: batch})
+    try:
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        outputs: Arrays = session.run(None, {data_inputs(model)[0].name: batch})
+    except Exception as error:  # each of ONNX Runtime's errors derives from Exception directly
+        raise GraphError(
+            f"a graph that ONNX Runtime does not run node by node ({error})",
+            expected="a graph that it runs",
+            do="update onnxruntime, or quantize the network again",
+        ) from error
     return outputs

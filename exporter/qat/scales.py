@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 
 import onnx
@@ -11,7 +11,7 @@ from calibration.macs import macs_from_model
 from calibration.onnx_file import node_label
 from calibration.ranges import Ranges, TensorRange
 from calibration.wiring import MOVERS, Wiring, wiring_of
-from exporter.qat.quantizers import DEQUANTIZE, Quantizer
+from exporter.qat.quantizers import DEQUANTIZE, QUANTIZE, Quantizer
 
 LEVELS = 127
 _KEEPS_THE_GRID = MOVERS | {"Relu", "MaxPool"}
@@ -22,7 +22,8 @@ _WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 class ScaleRecord:
     """nodes: names of the layers in INT8; float_nodes: weighted layers that are not.
 
-    activations, weights: quantized tensors. int8_macs_percent: share of all multiply-accumulates.
+    activations, weights: quantized tensors. int8_macs_percent: share of all multiply-accumulates;
+    int8_weighted_percent: share of those of layers with a constant weight.
     """
 
     nodes: tuple[str, ...]
@@ -30,6 +31,7 @@ class ScaleRecord:
     activations: int
     weights: int
     int8_macs_percent: float
+    int8_weighted_percent: float
 
 
 def scale_record(model: onnx.ModelProto, quantizers: Sequence[Quantizer]) -> ScaleRecord:
@@ -37,7 +39,12 @@ def scale_record(model: onnx.ModelProto, quantizers: Sequence[Quantizer]) -> Sca
     wiring = wiring_of(model.graph)
     layers = [node for node in model.graph.node if node.op_type in _WEIGHTED]
     quantized = {node.output[0] for node in layers if _reads_pairs(node, wiring)}
+    weighted = {node.output[0] for node in layers if _has_weight(node, wiring)}
     macs = macs_from_model(model)
+
+    def share(of: Set[str]) -> float:
+        return 100.0 * sum(macs[o] for o in quantized & of) / max(sum(macs[o] for o in of), 1)
+
     names = [(node_label(node), node.output[0] in quantized) for node in layers]
     int8 = [item for item in quantizers if item.zero_point.dtype.name != "int32"]
     return ScaleRecord(
@@ -45,8 +52,20 @@ def scale_record(model: onnx.ModelProto, quantizers: Sequence[Quantizer]) -> Sca
         float_nodes=tuple(name for name, inside in names if not inside),
         activations=len({item.source for item in int8 if not item.constant}),
         weights=len({item.source for item in int8 if item.constant}),
-        int8_macs_percent=100.0 * sum(macs[o] for o in quantized) / max(sum(macs.values()), 1),
+        int8_macs_percent=share(macs.keys()),
+        int8_weighted_percent=share(weighted),
     )
+
+
+def _has_weight(node: onnx.NodeProto, wiring: Wiring) -> bool:
+    """Whether its second input is a constant, plain or behind a pair."""
+    name = node.input[1]
+    while name not in wiring.constants and name in wiring.producers:
+        writer = wiring.producers[name]
+        if writer.op_type not in _KEEPS_THE_GRID | {QUANTIZE, DEQUANTIZE}:
+            return False
+        name = writer.input[0]
+    return name in wiring.constants
 
 
 def _reads_pairs(node: onnx.NodeProto, wiring: Wiring) -> bool:

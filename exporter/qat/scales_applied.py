@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from calibration.layer_fix import LayerFix
 from calibration.onnx_file import model_from_onnx_file
 from calibration.placement import QuantizedNode, placement_from_graph
+from calibration.policy import PrecisionPolicy
 from calibration.recipe import Calibrated
 from calibration.wiring import Wiring, wiring_of
 from engines.errors import ConfigError
@@ -21,9 +22,9 @@ from exporter.architectures.description import Architecture
 from exporter.detect import ARCHITECTURES
 from exporter.load import LoadedModel
 from exporter.qat.trained_scales import Scales, TrainedScales
-from exporter.request import ExportRequest
 
 LEVELS = 127
+UNUSABLE = "a zero point, uint8, never calibrated, switched off, or of no known module"
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -37,7 +38,9 @@ class AppliedScales:
     of_weights: int
 
     def sentence(self, unusable: int) -> str:
-        rest = f"; {unusable} with a zero point or for uint8 were not used" if unusable else ""
+        rest = (
+            f"; {unusable} more of the checkpoint's cannot be used: {UNUSABLE}" if unusable else ""
+        )
         return (
             f"quantization-aware training: {self.activations} of {self.of_activations} activation "
             f"scales and {self.weights} of {self.of_weights} weight scales are the checkpoint's; "
@@ -46,23 +49,28 @@ class AppliedScales:
         )
 
 
-def check_training_stays(request: ExportRequest, loaded: LoadedModel) -> None:
-    """ConfigError for options that change the weights or tensors which training's scales are of."""
-    if loaded.checkpoint.trained_scales is None:
+def check_training_stays(policy: PrecisionPolicy | None, loaded: LoadedModel) -> None:
+    """ConfigError for what changes the weights or tensors which training's scales are of.
+
+    policy: what the request says, by options or by a file; None for --precision auto.
+    """
+    if not loaded.checkpoint.trained_scales:  # None, or none of them usable
         return
-    options = request.int8_options
+    recipe = None if policy is None else policy.recipe
     told = {
-        "--precision auto": request.auto,
-        "--equalize": options.equalize,
-        "--rounding": options.rounding not in (None, "nearest"),
-        "--bias-correction": options.bias_correction,
+        "--precision auto": policy is None,
+        # ranges.json would name a method for each clip, where training chose some
+        "--calibrator auto": recipe is not None and recipe.method == "auto",
+        "--equalize": recipe is not None and recipe.equalize,
+        "--rounding compensated": recipe is not None and recipe.rounding != "nearest",
+        "--bias-correction": recipe is not None and recipe.bias_correction,
     }
     for name, given in told.items():
         if given:
             raise ConfigError(
                 f"{name} with a checkpoint of quantization-aware training",
                 expected="--int8 --calib: training's scales are kept, the others calibrated",
-                do=f"leave {name} out",
+                do=f"leave {name} out, or a policy that says it",
             )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 
-from calibration.onnx_file import model_from_onnx_file, opset_of
+from calibration.onnx_file import model_from_onnx_file, node_label, opset_of
 from engines.bundle import InputSpec
 from engines.errors import ConfigError, GraphError
 from exporter.load import checked_normalisation
@@ -19,13 +20,13 @@ from exporter.qat.graph_rewrites import (
     with_constants_in_place,
     without_pairs,
 )
-from exporter.qat.image_graph import (
+from exporter.qat.image_graph import image_graph_from_planes, with_batch
+from exporter.qat.outside import (
     Outside,
-    image_graph_from_planes,
+    logits_of_labels,
     logits_shape,
     normalisation_in_graph,
     outside_of,
-    with_batch,
 )
 from exporter.qat.quantizers import Quantizer, quantizers_from_graph
 from exporter.request import ExportRequest, GraphOptions, LoadOptions
@@ -36,7 +37,8 @@ class QuantizedSource:
     """given: the file's graph as it was quantized, uint8 images in and labels out, FP16 included.
 
     int8: the same graph in FP32 beside INT8, in the form that every TensorRT parses. float32: int8
-    without its pairs. half: whether `given` computes in FP16. quantizers: those of the file.
+    without its pairs. half: whether `given` computes in FP16. own: the quantizers of the file;
+    quantizers: the same in `given`, where a tensor called as its input or outputs is renamed.
     asymmetric: whether it has zero points or uint8, which only ONNX Runtime takes.
     """
 
@@ -45,6 +47,7 @@ class QuantizedSource:
     int8: onnx.ModelProto
     float32: onnx.ModelProto
     half: bool
+    own: tuple[Quantizer, ...]
     quantizers: tuple[Quantizer, ...]
     asymmetric: bool
     input: InputSpec
@@ -62,7 +65,7 @@ def quantized_source(request: ExportRequest, *, on_cpu: bool) -> QuantizedSource
     """
     path = request.checkpoint
     model = with_constants_in_place(model_from_onnx_file(path))
-    quantizers = quantizers_from_graph(model, asymmetric=on_cpu)
+    own = quantizers_from_graph(model, asymmetric=on_cpu)
     outside, opset = outside_of(model), opset_of(model)
     if opset < 13:
         raise GraphError(
@@ -70,6 +73,7 @@ def quantized_source(request: ExportRequest, *, on_cpu: bool) -> QuantizedSource
             expected="13 or newer, the first with scales per channel",
             do="export it again with opset 17",
         )
+    _check_names(model)
     _check_options(request.load, request.graph, outside)
     warnings: list[str] = []
     given, input_spec, outputs = _as_images(model, outside, request, warnings)
@@ -83,17 +87,29 @@ def quantized_source(request: ExportRequest, *, on_cpu: bool) -> QuantizedSource
         int8=int8,
         float32=without_pairs(int8),
         half=half,
-        quantizers=quantizers,
+        own=own,
+        quantizers=quantizers_from_graph(given, asymmetric=on_cpu),
         asymmetric=any(
-            item.zero_point.any() or item.zero_point.dtype.name == "uint8" for item in quantizers
+            item.zero_point.any() or item.zero_point.dtype.name == "uint8" for item in own
         ),
         input=input_spec,
         outputs=outputs,
-        num_outputs=logits_shape(int8)[1],
+        num_outputs=logits_shape(int8, logits_of_labels(int8))[1],
         opset=opset,
         notes=notes,
         warnings=tuple(warnings),
     )
+
+
+def _check_names(model: onnx.ModelProto) -> None:
+    """A bundle names the nodes that stay in FP32, and holds no control characters."""
+    for node in model.graph.node:
+        if any(unicodedata.category(character) == "Cc" for character in node_label(node)):
+            raise GraphError(
+                f"a node named {node_label(node)!r}",
+                expected="names without control characters",
+                do="rename it, or do not trust this file",
+            )
 
 
 def _portable(model: onnx.ModelProto, *, on_cpu: bool) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -111,7 +127,8 @@ def _portable(model: onnx.ModelProto, *, on_cpu: bool) -> tuple[onnx.ModelProto,
 def _check_options(load: LoadOptions, graph: GraphOptions, outside: Outside) -> None:
     """What is inside the file cannot be said again: to ignore an option would mislead."""
     own = outside.form == "images"
-    fixed_output = own and graph.output != "labels" and _names(graph.output) != outside.outputs
+    told_output = graph.output_told or graph.output != "labels"
+    fixed_output = own and told_output and set(_names(graph.output)) != set(outside.outputs)
     told = {
         "--model": load.model is not None,
         "--keep-classes": load.keep_classes is not None,

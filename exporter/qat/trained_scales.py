@@ -24,7 +24,7 @@ from engines.errors import CheckpointError
 Scales = Mapping[str, NDArray[np.float32]]
 
 _FAKE_QUANT = re.compile(
-    r"(?:(?P<module>.+?)\.)?(?P<kind>weight_fake_quant|activation_post_process)(?:_[0-9]+)?"
+    r"(?:(?P<module>.+?)\.)?(?P<kind>weight_fake_quant|activation_post_process(?:_[0-9]+)?)"
     r"\.(?P<rest>.+)"
 )
 _QUANTIZER = re.compile(r"(?P<module>.+?)\._?(?P<kind>input|weight|output)_quantizer\.(?P<rest>.+)")
@@ -37,7 +37,9 @@ _UNSIGNED_LEVELS, _CLOSE = 255, 0.02
 @dataclass(frozen=True)
 class TrainedScales:
     """Module path, as in the file -> float32 scale(s): of what it reads, of its weight, of what it
-    writes. `unusable` counts those that symmetric int8 cannot have (zero points, unsigned).
+    writes. `unusable` counts the others: those that symmetric int8 cannot have (zero points,
+    unsigned, two quantizers in a row), that were never calibrated or are switched off, and those
+    of torch's FX graphs, which name no module (`activation_post_process_7`).
     """
 
     inputs: Scales = field(default_factory=dict)
@@ -52,9 +54,10 @@ class TrainedScales:
 def without_quantizers(
     tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], TrainedScales | None]:
-    """The tensors of the network itself, and the scales, None where no quantizer is there.
+    """The tensors of the network itself, and the scales, None where no quantizer has any.
 
-    Raises CheckpointError for quantizers that change what they quantize (SmoothQuant's factors).
+    Raises CheckpointError for quantizers that change what they quantize (SmoothQuant's factors)
+    and for scales that are no real numbers.
     """
     left: dict[str, Tensor] = {}
     quantizers: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -65,29 +68,34 @@ def without_quantizers(
         else:
             key = match["module"] or "", match["kind"]
             quantizers.setdefault(key, {})[match["rest"]] = tensor
-    if not quantizers:
-        return left, None
-    _check_values_stay(quantizers, path)
+    _check_quantizers(quantizers, path)
     found: dict[str, dict[str, NDArray[np.float32]]] = {
         kind: {} for kind in ("input", "weight", "output")
     }
     counts: Counter[str] = Counter()
     for (module, kind), buffers in quantizers.items():
         name = {"weight_fake_quant": "weight", "activation_post_process": "output"}.get(kind, kind)
-        scale = _scale(buffers)
+        scale = _scale(buffers) if name in found else None
         if scale is None:
-            counts["unusable"] += "scale" in buffers or "_amax" in buffers
+            counts["unusable"] += any(_last(buffer) in ("scale", "_amax") for buffer in buffers)
         else:
             found[name][module] = scale
     scales = TrainedScales(found["input"], found["weight"], found["output"], counts["unusable"])
-    return left, scales
+    return left, scales if len(scales) or scales.unusable else None
 
 
-def _check_values_stay(
+def _check_quantizers(
     quantizers: Mapping[tuple[str, str], Mapping[str, Tensor]], path: Path
 ) -> None:
     for (module, kind), buffers in quantizers.items():
-        changing = next((name for name in _CHANGES_VALUES if name in buffers), None)
+        wrong = next((name for name, tensor in buffers.items() if tensor.is_complex()), None)
+        if wrong is not None:
+            raise CheckpointError(
+                f"{path.name}, where {wrong} of {module}'s {kind} quantizer is complex",
+                expected="real numbers",
+                do="save the checkpoint again",
+            )
+        changing = next((name for name in buffers if _last(name) in _CHANGES_VALUES), None)
         if changing is not None:
             raise CheckpointError(
                 f"{path.name}, where the {kind} quantizer of {module} has {changing}",
@@ -97,7 +105,7 @@ def _check_values_stay(
 
 
 def _scale(buffers: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
-    """(n,) float32; None for what was never calibrated or is not symmetric int8."""
+    """(n,) float32; None for what was never calibrated, is off or is not symmetric int8."""
     amax, stored = buffers.get("_amax"), buffers.get("scale")
     values = np.empty(0, np.float32)
     if amax is not None:
@@ -105,7 +113,9 @@ def _scale(buffers: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
     elif stored is not None:
         values = _numbers(stored)
         zero_point = buffers.get("zero_point")
-        if (zero_point is not None and bool(zero_point.any())) or _is_unsigned(values, buffers):
+        if zero_point is not None and _numbers(zero_point).any():
+            return None
+        if not _is_calibrated(buffers) or _is_unsigned(values, buffers):
             return None
     usable = values.size > 0 and np.isfinite(values).all() and (values > 0).all()
     return values if usable else None
@@ -113,6 +123,22 @@ def _scale(buffers: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
 
 def _numbers(tensor: Tensor) -> NDArray[np.float32]:
     return np.asarray(tensor.detach().to(torch.float32).numpy(), dtype=np.float32).reshape(-1)
+
+
+def _is_calibrated(buffers: Mapping[str, Tensor]) -> bool:
+    """Whether torch's fake quantization is on and its observer, where it has one, saw a value.
+
+    Until then the scale is 1.0, and min_val and max_val are infinite or empty.
+    """
+    enabled = buffers.get("fake_quant_enabled")
+    if enabled is not None and not _numbers(enabled).all():
+        return False
+    seen = [buffers.get(f"activation_post_process.{name}") for name in ("min_val", "max_val")]
+    if seen[0] is None or seen[1] is None:
+        return True
+    low, high = _numbers(seen[0]), _numbers(seen[1])
+    same_size = low.size == high.size > 0
+    return same_size and bool(np.isfinite([low, high]).all() and (low <= high).all())
 
 
 def _is_unsigned(scale: NDArray[np.float32], buffers: Mapping[str, Tensor]) -> bool:
@@ -123,5 +149,10 @@ def _is_unsigned(scale: NDArray[np.float32], buffers: Mapping[str, Tensor]) -> b
     seen = [buffers.get(f"activation_post_process.{name}") for name in ("min_val", "max_val")]
     if seen[0] is None or seen[1] is None or seen[1].numel() != 1 or scale.size != 1:
         return False
-    low, high = float(seen[0].min()), float(seen[1].max())
+    low, high = float(_numbers(seen[0])[0]), float(_numbers(seen[1])[0])
     return low >= 0 and abs(float(scale[0]) * _UNSIGNED_LEVELS - high) <= _CLOSE * abs(high)
+
+
+def _last(name: str) -> str:
+    """ModelOpt numbers quantizers in a row: `weight_quantizer.0._amax`."""
+    return name.rpartition(".")[2]

@@ -72,14 +72,20 @@ def exported(checkpoint: Path, size: str | None, folder: Path) -> Path:
 
 
 def modelopt_versions() -> dict[str, str]:
-    """ModelOpt and what it calibrates with, in its own venv."""
+    """ModelOpt and what it calibrates with, in its own venv; ConfigError where it is not there."""
     code = (
         "import importlib.metadata as m, platform; "
         "print(m.version('nvidia-modelopt'), m.version('onnxruntime-gpu'), "
         "platform.python_version())"
     )
     python = str(python_of(MODELOPT))
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ConfigError(
+            f"{MODELOPT_VENV} without ModelOpt ({last_line(done.stderr)})",
+            expected="NVIDIA ModelOpt and onnxruntime-gpu in it",
+            do=MAKE_VENV,
+        )
     modelopt, runtime, version = done.stdout.split()
     return {
         "nvidia-modelopt": modelopt,

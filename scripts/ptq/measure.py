@@ -60,6 +60,7 @@ def row_record(row: Row, task: Task, fp32: Score, progress: Progress) -> dict[st
         "tool": row.tool,
         "title": row.title,
         "ours": row.is_ours,
+        "judged": row.is_judged,
         "options": dict(row.options),
         "error": None,
     }

@@ -13,7 +13,7 @@ import numpy as np
 from calibration.images import CalibrationImage, calibration_list
 from engines.bundle import Bundle, bundle_from_folder
 from engines.dataset import Pair, calibration_images_from, pairs_from_folder
-from engines.errors import GraphError
+from engines.errors import DatasetError, GraphError
 from engines.images import image_from_file
 from engines.resize import network_image_from_image
 from ptq.jobs import exported
@@ -71,8 +71,29 @@ class Task:
     tensorrt: Path | None
 
 
-def is_there(network: Network, data: Path) -> bool:
-    return (data / network.checkpoint).exists() and (data / network.folder).exists()
+def networks_there(data: Path, *, only: str | None) -> tuple[list[Network], list[str]]:
+    """Those to compare, of all or of `only` one, and the names of those left out.
+
+    Raises DatasetError where one that is free, or `only`, has no weights or images below `data`.
+    """
+    there, left_out = [], []
+    for network in NETWORKS:
+        if only not in (None, network.name):
+            continue
+        missing = [
+            name for name in (network.checkpoint, network.folder) if not (data / name).exists()
+        ]
+        if not missing:
+            there.append(network)
+        elif network.free or only is not None:
+            raise DatasetError(
+                f"no {' and no '.join(missing)} in {str(data)!r}",
+                expected=f"weights and images of {network.name}",
+                do="give the folder that holds them as --data",
+            )
+        else:
+            left_out.append(network.name)
+    return there, left_out
 
 
 def task_from_network(

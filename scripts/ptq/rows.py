@@ -44,6 +44,12 @@ class Row:
     options: Mapping[str, Any]
 
     @property
+    def is_judged(self) -> bool:
+        """Whether the other tools are compared with this row of ours; named beforehand, for the
+        best of several, picked after measuring, would win by luck."""
+        return self.key in ("fitted", "fitted-products")
+
+    @property
     def is_ours(self) -> bool:
         return self.tool == RICESEG
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +29,10 @@ def checks_from_rows(
     """Of one network; `rows` and `fp32` as `ptq.measure` records them.
 
     All graphs have FP32's multiply-accumulates, or the shares would not be comparable; each row of
-    ours keeps the limits and builds (where builds were tried); for each row of another tool there
-    is one of ours with at least its shares in INT8 and a higher agreement. A row that failed, or
-    whose figure is not a number, breaks the rules about it.
+    ours keeps the limits and builds (where builds were tried); each row of
+    another tool agrees on less than the smallest of our judged rows (named beforehand, see
+    `Row.is_judged`) with at least its shares in INT8. A row that failed, or whose figure is not a
+    number, breaks the rules about it.
     """
     ours = [row for row in rows if row["ours"]]
     checks = [check for row in ours for check in own_checks(row, limits)]
@@ -75,26 +75,25 @@ def own_checks(row: Mapping[str, Any], limits: Limits) -> list[Check]:
 
 
 def rival_check(rival: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> Check:
-    """Whether one of ours beats `rival`; the text names the one that agrees most of those that
-    have its shares."""
+    """Whether the judged row of ours that is nearest to `rival` in INT8's shares beats it."""
     name = shown_name(rival)
     if rival["error"] is not None:
         return Check(f"{name}: not compared, {rival['error']}", False)
     equal = [
         row
         for row in ours
-        if row["error"] is None
+        if row["judged"]
+        and row["error"] is None
         and row["int8_percent"] >= rival["int8_percent"]
         and row["int8_weighted_percent"] >= rival["int8_weighted_percent"]
-        and math.isfinite(row["agreement"])
     ]
     if not equal:
-        return Check(f"{name}: no row of ours with as large a share in INT8", False)
-    best = max(equal, key=lambda row: float(row["agreement"]))
+        return Check(f"{name}: no judged row of ours with as large a share in INT8", False)
+    nearest = min(equal, key=lambda row: float(row["int8_percent"]))
     return Check(
-        f"{shown_name(best)} agrees on {best['agreement']:.3f} % (INT8: {shares(best)}), "
+        f"{shown_name(nearest)} agrees on {nearest['agreement']:.3f} % (INT8: {shares(nearest)}), "
         f"more than {name} on {rival['agreement']:.3f} % ({shares(rival)})",
-        best["agreement"] > rival["agreement"],
+        nearest["agreement"] > rival["agreement"],
     )
 
 

@@ -39,9 +39,9 @@ def row_line(row: Mapping[str, Any]) -> str:
         return line(title, f"failed: {row['error']}", build=None)
     return line(
         title,
-        f"{row['miou']:.2f}",
-        f"{row['drop']:.2f}",
-        f"{row['agreement']:.3f} %",
+        figure(row["miou"], 2),
+        figure(row["drop"], 2),
+        f"{figure(row['agreement'], 3)} %",
         operators(row["int8_operators"]),
         f"{row['int8_percent']:.1f} % / {row['int8_weighted_percent']:.1f} %",
         build=row["build"],
@@ -53,6 +53,11 @@ def line(*cells: str, build: Mapping[str, Any] | None, cost: tuple[str, str] = (
     measured = [*cells, *[""] * (6 - len(cells))]
     shown = [cell.replace("|", "\\|") for cell in (*measured, build_text(build), *cost)]
     return f"| {' | '.join(shown)} |"
+
+
+def figure(value: float | None, digits: int) -> str:
+    """A record read back has null for what was not a number."""
+    return "nan" if value is None else f"{value:.{digits}f}"
 
 
 def operators(counts: Mapping[str, int]) -> str:

@@ -10,6 +10,7 @@ from ptq.job_child import Job, run_job
 def main() -> None:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
         """One image of a batch at a time; a part of them for CalibStridedMinMax."""
@@ -31,9 +32,15 @@ def main() -> None:
         options = dict(job.options)
         if "calibrate_method" in options:
             options["calibrate_method"] = CalibrationMethod[options["calibrate_method"]]
+        source = job.onnx
         if options.pop("leave_out", False):
-            options["nodes_to_exclude"] = nodes_left_out(onnx.load(job.onnx))
-        quantize_static(job.onnx, job.out, Reader(job), **options)
+            options["nodes_to_exclude"] = nodes_left_out(onnx.load(source))
+        else:
+            # As its documentation advises. It turns MatMul and Add into Gemm, whose output is
+            # quantized too: with leave_out that would bring half of the attention products back.
+            source = f"{job.out}.prepared.onnx"
+            quant_pre_process(job.onnx, source)
+        quantize_static(source, job.out, Reader(job), **options)
 
     run_job(quantize)
 
