@@ -30,8 +30,9 @@ EXAMPLES = """
 \b
 Examples:
   riceseg export --checkpoint best.pth --int8 --calib data --val data
-  riceseg export --checkpoint best.pth --precision auto --max-drop 0.5 --calib data --val data
-  riceseg export --checkpoint next.pth --policy build/best --calib data --val data
+  riceseg export --checkpoint best.pth --precision auto --max-drop 0.5 \\
+      --calib data --val data
+  riceseg export --checkpoint next.pth --policy build/best --calib data
   riceseg export --model segformer-b0 --dataset ade20k --fp16
   riceseg export --checkpoint best.pth --size 384x640 --dynamic-batch 1:4:8
   riceseg export --checkpoint best.pth --target jetpack5 --fp16
@@ -39,9 +40,14 @@ Examples:
   riceseg export --checkpoint best.pth --fp16 --target rtx --engine
 
 
---precision auto measures, and stops at the first that loses at most --max-drop points of mIoU:
-INT8 on all Conv and Linear; groups of layers back to FP16, the worst first; FP16; FP16 with named
-layers in FP32; FP32. What it finds is policy.json in the bundle, which --policy takes up again.
+--precision auto tries these in turn and takes the first that loses at most
+--max-drop points of mIoU on --val:
+  INT8 on every Conv and Linear
+  INT8 with groups of layers back in FP16, the worst first
+  FP16, then FP16 with named layers in FP32
+  FP32
+  What it found is policy.json in the bundle, which --policy repeats.
+
 
 \b
 --target chooses what the graphs are written for:
