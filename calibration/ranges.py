@@ -59,7 +59,7 @@ class Ranges:
 
     tensors: those that Q/DQ quantizes. implicit: further ones for TensorRT's implicit INT8 alone,
     see `calibration.implicit`; their clip is the largest magnitude seen, whatever the method was,
-    on the first 32 images and every eighth after.
+    on the first 32 images.
     chosen: of "auto", the method whose clip each of `tensors` took; else empty.
     method "file", with 0 images: the clips of a file that was quantized before.
     """

@@ -18,8 +18,7 @@ from engines.errors import DatasetError, GraphError, InputError
 
 Image = NDArray[np.uint8]  # (H, W, C) at the network's input size
 
-# What is only sampled is seen on the first ALL_SAMPLED images and on every SAMPLED_STEPth after.
-ALL_SAMPLED, SAMPLED_STEP = 32, 8
+SAMPLED_IMAGES = 32  # on so many of the first images sampled tensors are seen
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ def watch_images(
     """Run every image through `model`; one of them is in memory at a time, besides those kept.
 
     counted: tensors of which to take histograms; reduced: others, of which to take extremes;
-    sampled: others again, of which to take extremes on some of the images (the first 32, then one
-    of eight), which costs less.
+    sampled: others again, of which to take extremes on the first 32 images alone, which costs less.
     keep: how many images to keep at most, each of them equally likely; always the same ones.
     on_image: called with the number of images done.
     Raises InputError for an image of another shape or type, DatasetError for no images, and
@@ -92,10 +90,10 @@ def checked_images(
 class _Watch:
     """A counted tensor leaves ONNX Runtime and is released before the next image.
 
-    Of the others only the extremes do. Images without the sampled tensors go through a session of
-    their own, for ONNX Runtime computes every output that a graph has: on SegFormer-B0 at 512x512
-    (two cores) the extremes of what INT8 layers read cost a fifth of the network's own time, those
-    of what they write another fifth.
+    Of the others only the extremes do. After the sampled tensors another session takes over, for
+    ONNX Runtime computes every output that a graph has: on SegFormer-B0 at 512x512 (two cores) the
+    extremes of what INT8 layers read cost a fifth of the network's own time, those of what they
+    write another fifth. Two sessions at a time disturb each other's threads, and cost as much.
     """
 
     def __init__(
@@ -112,10 +110,9 @@ class _Watch:
         self.extremes = dict.fromkeys((*reduced, *sampled), (math.inf, -math.inf))
         self._reduced, self._sampled = tuple(reduced), tuple(sampled)
         self._model, self._batch = model, fixed_batch(model)
-        self._full = self._session(self._reduced + self._sampled)
-        self._light = self._full if not sampled else None  # made when it is first needed
+        self._session, self._outputs, self._watched = self._opened(self._reduced + self._sampled)
 
-    def _session(self, reduced: tuple[str, ...]) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    def _opened(self, reduced: tuple[str, ...]) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
         """The session, its outputs, and whose extremes come after the counted tensors."""
         watched = onnx.ModelProto()
         watched.CopyFrom(self._model)
@@ -127,21 +124,20 @@ class _Watch:
     def see(self, image: Image, index: int) -> None:
         # A graph of a fixed batch sees the image several times, which moves no share of values.
         batch = np.repeat(image[None], self._batch, axis=0)
-        sampled = index < ALL_SAMPLED or index % SAMPLED_STEP == 0
-        if not sampled and self._light is None:
-            self._light = self._session(self._reduced)
-        session, outputs, names = self._full if sampled or self._light is None else self._light
-        values = session.run(outputs, {self._input_name: batch})
+        if index == SAMPLED_IMAGES and self._sampled:
+            self._session = None  # released before the next one takes memory
+            self._session, self._outputs, self._watched = self._opened(self._reduced)
+        values = self._session.run(self._outputs, {self._input_name: batch})
         arrays = dict(zip(self.histograms, values, strict=False))
         rows = extremes_from_values(values[len(arrays) :]).tolist()
         # numpy's min and max pass NaN on
         pairs = {name: (float(array.min()), float(array.max())) for name, array in arrays.items()}
-        bad = {name for name, row in zip(names, rows, strict=True) if math.isnan(row[0])}
+        bad = {name for name, row in zip(self._watched, rows, strict=True) if math.isnan(row[0])}
         bad.update(name for name, pair in pairs.items() if not all(map(math.isfinite, pair)))
         if bad:
             # The first in graph order is where it began.
             raise not_finite(next(name for name in self._order if name in bad), index)
-        for name, (low, high) in zip(names, rows, strict=True):
+        for name, (low, high) in zip(self._watched, rows, strict=True):
             lowest, highest = self.extremes[name]
             self.extremes[name] = min(lowest, low), max(highest, high)
         for name, array in arrays.items():
