@@ -19,14 +19,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from calibration.channels import Source, sources_of
-from calibration.onnx_file import (
-    fixed_batch,
-    image_input,
-    logits_tensor,
-    model_from_onnx_file,
-    session_from_model,
-    write_checked_onnx,
-)
+from calibration.graph_edit import FreeNames, drop_unread_initializers
+from calibration.image_session import ImageSession
+from calibration.onnx_file import logits_tensor, model_from_onnx_file, write_checked_onnx
 from calibration.placement import DEFAULT_POLICY, QuantizePolicy, placement_from_graph
 from calibration.watch import Image, checked_images, not_finite
 from calibration.wiring import wiring_of
@@ -92,7 +87,7 @@ def equalized_onnx(
         weights = _weight_by_channel(source, quantized)
         power = 1.0 if source.free else strength
         edit.apply(source, _scales(largest[source.output], weights, power))
-    edit.drop_unread()
+    drop_unread_initializers(model.graph)
     write_checked_onnx(
         model, out_path, like=original, check=lambda written: _check_same(written, original, first)
     )
@@ -109,13 +104,10 @@ def _largest_by_channel(
     """Largest magnitude of each channel by tensor, the first image, how many images."""
     largest = {source.output: np.zeros(source.channels) for source in sources}
     tensors = tuple(largest) or (logits_tensor(model),)
-    session = session_from_model(model, extra_outputs=tensors)
-    input_name, _ = image_input(model)
-    batch, first, count = fixed_batch(model), None, 0
+    session, first, count = ImageSession(model, tensors), None, 0
     for image in images:
         first = image.copy() if first is None else first
-        values = session.run(tensors, {input_name: np.repeat(image[None], batch, axis=0)})
-        for source, value in zip(sources, values, strict=False):
+        for source, value in zip(sources, session.values(image), strict=False):
             others = tuple(i for i in range(value.ndim) if i != source.axis)
             seen = np.maximum(value.max(axis=others), -value.min(axis=others))
             if not np.isfinite(seen).all():
@@ -158,7 +150,7 @@ class _Edit:
         self._graph = model.graph
         self._wiring = wiring_of(model.graph)
         self._constants = dict(self._wiring.constants)
-        self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        self._free = FreeNames(model.graph)
 
     def apply(self, source: Source, scales: Channels) -> None:
         node = self._wiring.producers[source.output]
@@ -174,30 +166,18 @@ class _Edit:
         return numpy_helper.to_array(self._constants[name])
 
     def _replace(self, node: onnx.NodeProto, index: int, values: NDArray[np.float64]) -> None:
-        name = f"{node.input[index]}_equalized"
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
+        name = self._free(f"{node.input[index]}_equalized")
         stored = numpy_helper.from_array(np.ascontiguousarray(values, dtype=np.float32), name)
         self._graph.initializer.append(stored)
         self._constants[name] = stored
         node.input[index] = name
 
-    def drop_unread(self) -> None:
-        read = {name for node in self._graph.node for name in node.input}
-        read.update(value.name for value in self._graph.output)
-        kept = [tensor for tensor in self._graph.initializer if tensor.name in read]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
-
 
 def _check_same(written: onnx.ModelProto, original: onnx.ModelProto, image: Image) -> None:
-    logits = []
-    for model in (original, written):
-        name = logits_tensor(model)
-        session = session_from_model(model, extra_outputs=(name,))
-        batch = np.repeat(image[None], fixed_batch(model), axis=0)
-        logits.append(session.run([name], {image_input(model)[0]: batch})[0])
+    logits = [
+        ImageSession(model, (logits_tensor(model),)).values(image)[0]
+        for model in (original, written)
+    ]
     error = float(np.abs(logits[1] - logits[0]).max())
     largest = float(np.abs(logits[0]).max())
     if not error <= _TOLERANCE * largest:

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.float16_range import check_float16_range, clamped_to_float16
+from calibration.graph_edit import FreeNames, drop_unread_initializers
 from calibration.onnx_file import (
     data_inputs,
     model_from_onnx_file,
@@ -137,7 +138,7 @@ class _Converter:
         self._converted: dict[tuple[str, int], str] = {}  # (tensor, type) -> its name as that type
         self._casts = 0
         self._clamped: dict[str, int] = {}
-        self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        self._free = FreeNames(model.graph)
 
     def convert(self) -> Fp16Record:
         graph = self._graph
@@ -148,7 +149,7 @@ class _Converter:
         self._keep_output_types()
         del graph.node[:]
         graph.node.extend(self._nodes)
-        _drop_unread_initializers(graph)
+        drop_unread_initializers(graph)
         del graph.value_info[:]  # the old types
         return Fp16Record(
             fp32_nodes=tuple(node_label(n) for n in graph.node if node_label(n) in self._kept),
@@ -232,20 +233,6 @@ class _Converter:
         if count:
             self._clamped[tensor.name] = count
         return numpy_helper.from_array(halves, name)
-
-    def _free(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
-
-
-def _drop_unread_initializers(graph: onnx.GraphProto) -> None:
-    read = {name for node in graph.node for name in node.input}
-    read.update(value.name for value in graph.output)
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name not in read:
-            del graph.initializer[index]
 
 
 def float32_tensors(model: onnx.ModelProto) -> frozenset[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx
 
 from calibration.placement import QuantizedNode
-from calibration.wiring import Wiring, wiring_of
+from calibration.wiring import Wiring, bias_addition, sole_reader, wiring_of
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,5 @@ def implicit_tensors(model: onnx.ModelProto, placed: tuple[QuantizedNode, ...]) 
 
 def _fused_output(tensor: str, wiring: Wiring) -> str | None:
     """Output of the bias addition or ReLU that alone reads `tensor`."""
-    readers = wiring.consumers.get(tensor, [])
-    if tensor in wiring.outputs or len(readers) != 1:
-        return None
-    reader = readers[0]
-    is_bias = reader.op_type == "Add" and any(name in wiring.constants for name in reader.input)
-    return reader.output[0] if is_bias or reader.op_type == "Relu" else None
+    reader = bias_addition(tensor, wiring) or sole_reader(tensor, wiring, "Relu")
+    return None if reader is None else reader.output[0]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from calibration.bias_correction import bias_shift
 from calibration.histogram import LEVELS
+from calibration.image_session import ImageSession
 from calibration.layer_fix import LayerFix
 from calibration.layer_rows import MatrixLayer, Rows, matrix_layers
-from calibration.onnx_file import fixed_batch, image_input, model_from_onnx_file, session_from_model
+from calibration.onnx_file import model_from_onnx_file
 from calibration.pairs import weight_scales
 from calibration.placement import DEFAULT_POLICY, QuantizePolicy, placement_from_graph
 from calibration.quantize import clips_from_ranges
@@ -77,12 +78,9 @@ def layer_fixes_from_images(
 
 def _see(model: onnx.ModelProto, layers: list[_LayerInputs], images: Iterable[Image]) -> None:
     tensors = tuple(dict.fromkeys(seen.layer.item.activation for seen in layers))
-    session = session_from_model(model, extra_outputs=tensors)
-    input_name, _ = image_input(model)
-    batch, rng = fixed_batch(model), np.random.default_rng(0)
+    session, rng = ImageSession(model, tensors), np.random.default_rng(0)
     for index, image in enumerate(images):
-        values = session.run(tensors, {input_name: np.repeat(image[None], batch, axis=0)})
-        activations = dict(zip(tensors, values, strict=True))
+        activations = dict(zip(tensors, session.values(image), strict=True))
         for seen in layers:
             rows = seen.layer.rows(activations[seen.layer.item.activation], ROWS, rng)
             if not np.isfinite(rows).all():

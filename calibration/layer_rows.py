@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from calibration.placement import QuantizedNode
-from calibration.wiring import Wiring, attribute, wiring_of
+from calibration.wiring import Wiring, attribute, bias_addition, wiring_of
 
 Matrix = NDArray[np.float32]  # (groups, outputs, inputs); one group but for grouped convolutions
 Rows = NDArray[np.float32]  # (groups, rows, inputs): what one position of the output is made from
@@ -84,14 +84,7 @@ def _is_plain(node: onnx.NodeProto, wiring: Wiring) -> bool:
 def _has_bias(node: onnx.NodeProto, wiring: Wiring) -> bool:
     if node.op_type != "MatMul":
         return len(node.input) < 3 or not node.input[2] or node.input[2] in wiring.constants
-    output = node.output[0]
-    readers = wiring.consumers.get(output, [])
-    return (
-        output not in wiring.outputs
-        and len(readers) == 1
-        and readers[0].op_type == "Add"
-        and any(name in wiring.constants for name in readers[0].input)
-    )
+    return bias_addition(node.output[0], wiring) is not None
 
 
 def _chosen(count: int, at_most: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.onnx_file import fixed_batch, image_input, logits_tensor, session_from_model
+from calibration.image_session import ImageSession
+from calibration.onnx_file import logits_tensor
 from calibration.ranges import Image
 from calibration.wiring import wiring_of
 from engines.errors import DatasetError, GraphError
@@ -30,12 +30,9 @@ def answers_of(model: onnx.ModelProto, images: Iterable[Image]) -> Iterator[Answ
     logits = _small_logits_tensor(model)
     outputs = [value.name for value in model.graph.output]
     labels = "labels" if "labels" in outputs else logits_tensor(model)
-    session = session_from_model(model, extra_outputs=(logits,))
-    input_name, _ = image_input(model)
-    batch = fixed_batch(model)
+    session = ImageSession(model, (logits, labels))
     for image in images:
-        feed = {input_name: np.repeat(image[None], batch, axis=0)}
-        values: list[NDArray[Any]] = session.run([logits, labels], feed)
+        values = session.values(image)
         if not np.isfinite(values[0]).all():
             raise GraphError(
                 f"values that are not finite in {logits}",

@@ -9,10 +9,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from calibration.graph_edit import FreeNames, drop_unread_initializers
 from calibration.histogram import LEVELS, SILENT_CLIP
 from calibration.layer_fix import LayerFix
 from calibration.placement import QuantizedNode, redirected_movers
-from calibration.wiring import wiring_of
+from calibration.wiring import bias_addition, wiring_of
 from engines.errors import GraphError
 
 
@@ -52,7 +53,7 @@ class PairWriter:
         self._fold_weights = fold_weights
         self._wiring = wiring_of(model.graph)
         self._after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> nodes to put behind it
-        self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        self._free = FreeNames(model.graph)
 
     def insert(self, placed: tuple[QuantizedNode, ...]) -> None:
         movers = redirected_movers(self._model, placed)
@@ -124,16 +125,14 @@ class PairWriter:
             node.input.append(self._initializer(f"{node.output[0]}_bias", shift))
 
     def _bias_addition(self, output: str) -> onnx.NodeProto:
-        readers = self._wiring.consumers[output]
-        if len(readers) == 1 and readers[0].op_type == "Add" and output not in self._wiring.outputs:
-            add = readers[0]
-            if any(name in self._wiring.constants for name in add.input):
-                return add
-        raise GraphError(
-            f"a shift of the bias of {output}, which has none",
-            expected="a MatMul read by the addition of a constant alone",
-            do="make no such fix for this layer",
-        )
+        add = bias_addition(output, self._wiring)
+        if add is None:
+            raise GraphError(
+                f"a shift of the bias of {output}, which has none",
+                expected="a MatMul read by the addition of a constant alone",
+                do="make no such fix for this layer",
+            )
+        return add
 
     def _pair(self, name: str, scale: NDArray[np.float32], *, axis: int | None) -> str:
         parameters = self._parameters(name, scale)
@@ -162,12 +161,6 @@ class PairWriter:
         self._after.setdefault(behind, []).append(node)
         return output
 
-    def _free(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
-
     def _rebuild(self) -> None:
         """Nodes in topological order again, without the initializers that nothing reads."""
         graph = self._model.graph
@@ -183,8 +176,4 @@ class PairWriter:
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
-        read = {name for node in copies for name in node.input}
-        read.update(value.name for value in graph.output)
-        kept = [tensor for tensor in graph.initializer if tensor.name in read]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        drop_unread_initializers(graph)

@@ -22,7 +22,7 @@ from calibration.placement import (
 )
 from calibration.ranges import Ranges
 from calibration.structure import check_pairs
-from calibration.wiring import MOVERS, wiring_of
+from calibration.wiring import moved_from, wiring_of
 from engines.errors import GraphError
 
 
@@ -107,16 +107,11 @@ def clips_from_ranges(
     clips = {}
     missing = []
     for source in dict.fromkeys(read.source for item in placed for read in item.inputs):
-        tensor = source
-        while tensor not in ranges.tensors and tensor in wiring.producers:
-            writer = wiring.producers[tensor]
-            if writer.op_type not in MOVERS:
-                break
-            tensor = writer.input[0]
-        if tensor in ranges.tensors:
-            clips[source] = ranges.tensors[tensor].amax
-        else:
+        tensor = moved_from(source, ranges.tensors, wiring)
+        if tensor is None:
             missing.append(source)
+        else:
+            clips[source] = ranges.tensors[tensor].amax
     if missing:
         raise GraphError(
             f"ranges without {len(missing)} tensors of this graph, such as {missing[0]}",

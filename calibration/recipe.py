@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
-import onnx
-
 from calibration.equalize import EqualizeRecord, equalized_onnx
 from calibration.histogram import SILENT_CLIP
 from calibration.implicit import implicit_tensors
@@ -19,7 +17,7 @@ from calibration.onnx_file import model_from_onnx_file
 from calibration.placement import DEFAULT_POLICY, QuantizePolicy, placement_from_graph
 from calibration.quantize import QuantizeRecord, int8_onnx_from_ranges
 from calibration.ranges import Image, Method, Ranges, TensorRange, ranges_from_images
-from calibration.wiring import MOVERS, wiring_of
+from calibration.wiring import Wiring, moved_from, wiring_of
 from engines.errors import ConfigError, GraphError
 
 Images = Callable[[], Iterable[Image]]  # a new pass over the same images at each call
@@ -183,11 +181,12 @@ def narrowed(calibrated: Calibrated, policy: QuantizePolicy) -> Calibrated:
     placed = placement_from_graph(model, policy)
     implicit = implicit_tensors(model, placed)
     ranges = calibrated.ranges
-    moved_from = {
-        source: _moved_from(source, ranges.tensors, model)
+    wiring = wiring_of(model.graph)
+    origins = {
+        source: _origin(source, ranges.tensors, wiring)
         for source in dict.fromkeys(read.source for item in placed for read in item.inputs)
     }
-    tensors = {source: ranges.tensors[tensor] for source, tensor in moved_from.items()}
+    tensors = {source: ranges.tensors[tensor] for source, tensor in origins.items()}
     known = {**ranges.implicit, **ranges.tensors}
     also = {name: _whole(known[name]) for name in implicit.measured}
     both = {**also, **tensors}
@@ -197,7 +196,7 @@ def narrowed(calibrated: Calibrated, policy: QuantizePolicy) -> Calibrated:
         ranges,
         tensors={name: tensors[name] for name in order if name in tensors},
         implicit={name: also[name] for name in order if name in also},
-        chosen={s: ranges.chosen[t] for s, t in moved_from.items() if ranges.chosen},
+        chosen={s: ranges.chosen[t] for s, t in origins.items() if ranges.chosen},
     )
     outputs = {item.output for item in placed}
     return replace(
@@ -208,19 +207,15 @@ def narrowed(calibrated: Calibrated, policy: QuantizePolicy) -> Calibrated:
     )
 
 
-def _moved_from(tensor: str, known: Mapping[str, TensorRange], model: onnx.ModelProto) -> str:
-    """The nearest tensor with a range; a Transpose or Reshape only moves what it reads."""
-    producers, name = wiring_of(model.graph).producers, tensor
-    while name not in known:
-        writer = producers.get(name)
-        if writer is None or writer.op_type not in MOVERS:
-            raise GraphError(
-                f"no range of the tensor {tensor}",
-                expected="a policy that quantizes no more than the ranges were taken with",
-                do="calibrate again",
-            )
-        name = writer.input[0]
-    return name
+def _origin(tensor: str, known: Mapping[str, TensorRange], wiring: Wiring) -> str:
+    origin = moved_from(tensor, known, wiring)
+    if origin is None:
+        raise GraphError(
+            f"no range of the tensor {tensor}",
+            expected="a policy that quantizes no more than the ranges were taken with",
+            do="calibrate again",
+        )
+    return origin
 
 
 def _whole(seen: TensorRange) -> TensorRange:

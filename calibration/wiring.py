@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -73,3 +74,29 @@ def attribute(node: onnx.NodeProto, name: str, default: int) -> object:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)
     return default
+
+
+def sole_reader(tensor: str, wiring: Wiring, op_type: str) -> onnx.NodeProto | None:
+    """The node that alone reads `tensor`, if it is of that type; an output has no sole reader."""
+    readers = wiring.consumers.get(tensor, [])
+    alone = len(readers) == 1 and tensor not in wiring.outputs
+    return readers[0] if alone and readers[0].op_type == op_type else None
+
+
+def bias_addition(tensor: str, wiring: Wiring) -> onnx.NodeProto | None:
+    """The addition of a constant that alone reads `tensor`."""
+    add = sole_reader(tensor, wiring, "Add")
+    return add if add is not None and any(n in wiring.constants for n in add.input) else None
+
+
+def moved_from(tensor: str, known: Container[str], wiring: Wiring) -> str | None:
+    """The nearest of `known` that Transposes and Reshapes made `tensor` from, or is; else None.
+
+    It holds the same values.
+    """
+    while tensor not in known:
+        writer = wiring.producers.get(tensor)
+        if writer is None or writer.op_type not in MOVERS:
+            return None
+        tensor = writer.input[0]
+    return tensor

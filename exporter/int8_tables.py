@@ -19,7 +19,7 @@ def sensitivity_table(section: Section) -> Table:
         "group", "MACs %", "mIoU lost", "SQNR dB", "equal %", "weights max", "activations",
         "range kept", "outliers %",
     )  # fmt: skip
-    table = _table(headings, left=1)
+    table = _table(headings)
     for group in section["groups"]:
         low, high = group["activation_low"], group["activation_high"]
         table.add_row(
@@ -41,7 +41,7 @@ def sensitivity_table(section: Section) -> Table:
 def search_table(section: Section) -> Table:
     """A line per trial of a precision search."""
     headings = ("trial", "mIoU", "lost", "equal %", "INT8 %", "time", "within")
-    table = _table(headings, left=1)
+    table = _table(headings)
     for trial in section["trials"]:
         table.add_row(
             _trial_name(trial, chosen=trial["rung"] == section["chosen"]),
@@ -70,7 +70,7 @@ def search_line(section: Section) -> str:
 def techniques_table(section: Section) -> Table:
     """A line per technique: SQNR and agreement of the INT8 graph with it and without."""
     headings = ("technique", "used", "SQNR dB", "without", "equal %", "without", "time")
-    table = _table(headings, left=1)
+    table = _table(headings)
     for row in section["rows"]:
         table.add_row(
             Text(printable(row["name"])),
@@ -95,14 +95,12 @@ def int8_parts(report: Mapping[str, Any]) -> Iterator[Table | Text]:
         yield techniques_table(report["techniques"])
 
 
-def _table(headings: Sequence[str], *, left: int) -> Table:
-    """As narrow as it gets, so that 80 columns are enough; only the first columns may wrap."""
+def _table(headings: Sequence[str]) -> Table:
+    """As narrow as it gets, so that 80 columns are enough; only the first column may wrap."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
-    for i, heading in enumerate(headings):
-        if i < left:
-            table.add_column(heading, overflow="fold")
-        else:
-            table.add_column("\n".join(heading.split()), justify="right", no_wrap=True)
+    table.add_column(headings[0], overflow="fold")
+    for heading in headings[1:]:
+        table.add_column("\n".join(heading.split()), justify="right", no_wrap=True)
     return table
 
 

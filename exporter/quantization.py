@@ -31,8 +31,12 @@ def quietly(title: str) -> AbstractContextManager[None]:
 
 @dataclass
 class Written:
-    """Graphs beside FP32: key in the bundle -> file name; and what is to be said about them."""
+    """Graphs beside FP32: key in the bundle -> file name; and what is to be said about them.
 
+    fp32_nodes: names of the nodes that stay in FP32 where others are in FP16.
+    """
+
+    fp32_nodes: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     quantized: QuantizeRecord | None = None
     warnings: list[str] = field(default_factory=list)
@@ -50,8 +54,7 @@ def write_files(work: Work, folder: Path, *, fp16: bool, progress: Progress) -> 
     work.warnings += written.warnings
     for key, name in written.files.items():
         work.add(folder, key, name)
-    names = nodes_matching(folder / "model.onnx", policy.fp32_nodes)
-    work.fp32_nodes = tuple(dict.fromkeys((*work.fp32_nodes, *names)))
+    work.fp32_nodes = written.fp32_nodes
     if policy.recipe is not None or policy.found is not None or policy.fp32_nodes:
         (folder / FILE_NAME).write_text(policy_to_json(policy), encoding="utf-8")
         work.add(folder, FILES_KEY, FILE_NAME)
@@ -77,9 +80,9 @@ def graphs_written(
 
     Raises GraphError for a graph that cannot be quantized or that FP16 cannot hold.
     """
-    written = Written()
-    kept = nodes_matching(folder / "model.onnx", policy.fp32_nodes)
-    kept = tuple(dict.fromkeys((*work.fp32_nodes, *kept)))
+    named = nodes_matching(folder / "model.onnx", policy.fp32_nodes)
+    kept = tuple(dict.fromkeys((*work.fp32_nodes, *named)))
+    written = Written(kept)
 
     def half(source: str, key: str) -> None:
         name = f"{stem}.{key.replace('_', '.')}.onnx"

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import bundle_from_folder, bundle_path
-from engines.errors import BundleError, ConfigError, OutputError
+from engines.errors import BundleError, ConfigError
 from engines.reports.check import plain_document
 from engines.reports.report import (
-    check_writable,
     checked_report,
     json_text,
     report_from_file,
@@ -55,15 +54,6 @@ def check_apart(paths: Sequence[Path], bundle: Path) -> None:
             )
 
 
-def check_file_writable(path: Path) -> None:
-    """OutputError unless a file can be made at `path`, or one replaced."""
-    if path.is_dir():
-        raise OutputError(
-            f"{path}, which is a folder", expected="a file to write", do="add a name to the path"
-        )
-    check_writable(path.absolute().parent)
-
-
 def write_into_bundle(document: Mapping[str, Any], folder: Path) -> Path:
     """Writes sensitivity.json and adds the section to the bundle's report; the page that shows it.
 
@@ -72,7 +62,7 @@ def write_into_bundle(document: Mapping[str, Any], folder: Path) -> Path:
     Each file is replaced in one step, after the report was found to be readable.
     """
     section = section_of(document)
-    texts = {folder / JSON_NAME: json_text({**plain_document(document), **section})}
+    texts = {folder / JSON_NAME: _record_text(document, section)}
     path, report = _report(folder)
     html = None
     if path is not None:
@@ -102,9 +92,14 @@ def write_elsewhere(
     """The same record, or a page of it, or both, where the user wants them."""
     section = section_of(document)
     if json_path is not None:
-        write_text(json_path, json_text({**plain_document(document), **section}))
+        write_text(json_path, _record_text(document, section))
     if page is not None:
         write_text(page, _own_page(document, section))
+
+
+def _record_text(document: Mapping[str, Any], section: Mapping[str, Any]) -> str:
+    """The content of sensitivity.json."""
+    return json_text({**plain_document(document), **section})
 
 
 def _own_page(document: Mapping[str, Any], section: Mapping[str, Any]) -> str:
@@ -123,9 +118,9 @@ def _page_with(section: Mapping[str, Any], folder: Path, page: Path) -> str | No
         return None
     if len(data) > MAX_PAGE_BYTES or html.count(START) != 1 or html.count(END) != 1:
         return None
-    before, rest = html.split(START)
+    before, _, rest = html.partition(START)
     if END not in rest:
         return None
-    after = rest.split(END)[1]
+    after = rest.partition(END)[2]
     module: Any = page_environment().get_template("int8.html.jinja").module
     return f"{before}{START}\n{module.sensitivity(section)}\n{END}{after}"

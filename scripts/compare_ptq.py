@@ -4,7 +4,7 @@ All start from the same FP32 graph (of `riceseg export`) with the same calibrati
 scored on the same validation images: mIoU, agreement with FP32, operators and multiply-accumulates
 in INT8 (counted by `ptq.counting` in every tool's graph), build with TensorRT-RTX, time, memory.
 
-    .venv/bin/python scripts/compare_ptq.py --data DATA --out docs/results/ptq.json
+    .venv/bin/python scripts/compare_ptq.py --data DATA --images 32 --out docs/results/ptq.json
 
 Runs in the environment of riceseg[export,test]; ModelOpt has one of its own, made once by
 
@@ -26,8 +26,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import math
 import os
 import sys
 import tempfile
@@ -41,9 +39,10 @@ from ptq.networks import NETWORKS, Network, networks_there, task_from_network
 from ptq.table import ptq_markdown
 
 from engines.board.machine import machine_record, package_versions
-from engines.errors import GateError, OutputError, UserError
+from engines.errors import GateError, UserError
 from engines.progress import Progress, text_progress
-from engines.reports.report import check_writable, write_text
+from engines.reports.check import plain_document
+from engines.reports.report import check_file_writable, json_text, write_text
 
 QUICK_IMAGES = 8
 
@@ -93,7 +92,7 @@ def compare(options: argparse.Namespace, progress: Progress) -> int:
     """What can fail at once comes first; `options.out` is written when all is measured."""
     versions = package_versions() | modelopt_versions()
     if options.out is not None:
-        check_out(options.out)
+        check_file_writable(options.out)
         part_of(options.out).unlink(missing_ok=True)  # of an earlier run
     networks, skipped = networks_there(options.data, only=options.only)
     for name in skipped:
@@ -120,17 +119,8 @@ def compare(options: argparse.Namespace, progress: Progress) -> int:
                 found = measured(network, options, place, tensorrt, progress)
             record["networks"].append(found)
             if options.out is not None:
-                write_text(part_of(options.out), json_text(record))
+                write_text(part_of(options.out), json_text(plain_document(record)))
     return published(record, options.out)
-
-
-def check_out(out: Path) -> None:
-    """OutputError where no record can be written to `out`."""
-    check_writable(out.parent)
-    if out.is_dir():
-        raise OutputError(
-            f"--out {str(out)!r}, a folder", expected="the name of a file", do="give another --out"
-        )
 
 
 def measured(
@@ -163,7 +153,7 @@ def tensorrt_or_note(progress: Progress) -> tuple[Path | None, list[str]]:
 def published(record: dict[str, Any], out: Path | None) -> int:
     """Write, print; 1 when a rule is broken."""
     if out is not None:
-        write_text(out, json_text(record))
+        write_text(out, json_text(plain_document(record)))
         part_of(out).unlink(missing_ok=True)
     print(ptq_markdown(record))
     checks = [(network["name"], c) for network in record["networks"] for c in network["checks"]]
@@ -175,19 +165,6 @@ def published(record: dict[str, Any], out: Path | None) -> int:
 def part_of(out: Path) -> Path:
     """Where the networks lie that were measured so far."""
     return out.with_name(f"{out.name}.part")
-
-
-def json_text(record: dict[str, Any]) -> str:
-    """JSON, in which a figure that is not a number is null."""
-    return json.dumps(finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from calibration.image_set.facts import Picture
 from calibration.image_set.lettering import Lettering, lettering_for
-
-Picture: TypeAlias = "NDArray[np.uint8]"  # (H, W, C)
 
 MAX_IMAGES = 1024  # with which the sheet is 4000 pixels wide and has 85 MB in memory
 MAX_COLUMNS = 24

@@ -14,12 +14,12 @@ from PIL import Image
 
 from calibration.image_set.perceptual_hash import perceptual_hash
 from engines.errors import DatasetError
+from engines.evaluation.scores import IGNORE
 from engines.images import image_from_file, mask_from_file, sha256_of_file
 
 Picture: TypeAlias = "NDArray[np.uint8]"  # (H, W, C)
 Grey: TypeAlias = "NDArray[np.float32]"  # (H, W), 0..255
 
-IGNORE = 255
 WORKING_PIXELS = 256 * 256
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "Column",
     "aligned_table",
     "cell_text",
+    "check_file_writable",
     "check_writable",
     "checked_report",
     "comparison_rows",
@@ -238,6 +239,15 @@ def check_writable(folder: Path) -> None:
         expected="a folder that can be written to, or a path where one can be made",
         do="choose another folder",
     )
+
+
+def check_file_writable(path: Path) -> None:
+    """OutputError unless a file can be made at `path`, or one replaced."""
+    if path.is_dir():
+        raise OutputError(
+            f"{path}, which is a folder", expected="a file to write", do="add a name to the path"
+        )
+    check_writable(path.absolute().parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.progress import printable
-from exporter.commands.options import PATH
+from exporter.commands.options import PATH, image_options
 from exporter.commands.show import table_console
 from exporter.live import progress_for
 
@@ -69,12 +69,7 @@ measured. A list for fewer images is the beginning of one for more.
     show_default=True,
     help="Of the network; other than 3 for .npy images alone.",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and say which.")
-@click.option(
-    "--convert-images",
-    is_flag=True,
-    help="Convert grey, RGBA, 16-bit and CMYK images as mmsegmentation does.",
-)
+@image_options
 @click.option(
     "--reduce-zero-label",
     is_flag=True,

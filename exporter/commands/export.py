@@ -20,6 +20,7 @@ from exporter.commands.options import (
     data_options_from,
     load_options,
     load_options_from,
+    val_options,
 )
 from exporter.commands.show import show_engine, show_report
 from exporter.qat.kind import check_precision, is_onnx_checkpoint
@@ -86,8 +87,7 @@ Examples:
     help="Precision, layers and recipe as this policy.json says, or a bundle that has one.",
 )
 @click.option("--calib", type=PATH, help="Images to calibrate on: folder, list file or data set.")
-@click.option("--val", type=PATH, help="Labelled images to validate on.")
-@click.option("--val-masks", type=PATH, help="Their masks, where they do not lie beside them.")
+@val_options
 @click.option(
     "--calibrator",
     type=click.Choice(["minmax", "percentile", "entropy", "mse", "auto"]),

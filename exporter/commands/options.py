@@ -127,14 +127,36 @@ def load_options_from(values: dict[str, Any], model: str | None = None) -> LoadO
     )
 
 
-def data_options(function: Command) -> Command:
-    """How odd images are treated; the folders themselves differ between commands."""
+def val_options(function: Command) -> Command:
+    """Labelled images, as `data_options_from` takes them."""
+    return _add(
+        [
+            click.option("--val", type=PATH, help="Labelled images to validate on."),
+            click.option("--val-masks", type=PATH,
+                         help="Their masks, where they do not lie beside them."),
+        ],
+        function,
+    )  # fmt: skip
+
+
+def image_options(function: Command) -> Command:
+    """How odd images are treated."""
     return _add(
         [
             click.option("--skip-bad", is_flag=True,
                          help="Leave unreadable images out, and say which."),
             click.option("--convert-images", is_flag=True,
                          help="Convert grey, RGBA, 16-bit and CMYK images as mmsegmentation does."),
+        ],
+        function,
+    )  # fmt: skip
+
+
+def data_options(function: Command) -> Command:
+    """How odd images and masks are treated; the folders themselves differ between commands."""
+    return _add(
+        [
+            image_options,
             click.option("--reduce-zero-label/--keep-zero-label", default=None,
                          help="Masks: 0 is ignored, others go down by one (ADE20K)."
                               " Default: as the checkpoint's configuration says."),

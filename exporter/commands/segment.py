@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from engines.bundle_runtime import RUNTIMES
-from exporter.commands.options import PATH, Number
+from exporter.commands.options import PATH, Number, image_options
 from exporter.live import progress_for
 
 EXAMPLES = """
@@ -44,12 +44,7 @@ Examples:
     help="Weight of the colours in the overlay.",
 )
 @click.option("--overlay/--no-overlay", default=True, show_default=True)
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and say which.")
-@click.option(
-    "--convert-images",
-    is_flag=True,
-    help="Convert grey, RGBA, 16-bit and CMYK images as mmsegmentation does.",
-)
+@image_options
 def segment(
     bundle: Path,
     images: Path,

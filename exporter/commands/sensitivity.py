@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from engines.progress import printable
-from exporter.commands.options import PATH, data_options, data_options_from
+from exporter.commands.options import PATH, data_options, data_options_from, val_options
 from exporter.commands.show import table_console
 from exporter.live import progress_for
 
@@ -35,8 +35,7 @@ of its report. With --json or --out it goes there and the bundle stays as it is.
     required=True,
     help="Images to calibrate on: folder, list file or data set.",
 )
-@click.option("--val", type=PATH, help="Labelled images to validate on.")
-@click.option("--val-masks", type=PATH, help="Their masks, where they do not lie beside them.")
+@val_options
 @click.option(
     "--images",
     type=click.IntRange(1),
@@ -49,12 +48,11 @@ of its report. With --json or --out it goes there and the bundle stays as it is.
 @data_options
 def sensitivity(bundle: Path, json_path: Path | None, page: Path | None, **values: Any) -> None:
     """Show what INT8 costs in each group of layers of a BUNDLE."""
-    from engines.reports.report import check_writable
+    from engines.reports.report import check_file_writable, check_writable
     from exporter.int8_tables import sensitivity_table
     from exporter.sensitivity import sensitivity_of_bundle
     from exporter.sensitivity_report import (
         check_apart,
-        check_file_writable,
         check_report,
         section_of,
         write_elsewhere,

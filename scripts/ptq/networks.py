@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from calibration.images import CalibrationImage, calibration_list
 from engines.bundle import Bundle, bundle_from_folder
 from engines.dataset import Pair, calibration_images_from, pairs_from_folder
 from engines.errors import DatasetError, GraphError
-from engines.images import image_from_file
-from engines.resize import network_image_from_image
+from exporter.network_images import network_images
+from exporter.request import DataOptions
 from ptq.jobs import exported
 from ptq.rules import Limits
 
@@ -119,7 +118,8 @@ def task_from_network(
             do="compare with another checkpoint",
         )
     stored = folder / "images.npy"
-    np.save(stored, network_images(calibration, bundle))
+    paths = [item.path for item in calibration]
+    np.save(stored, np.stack([*network_images(paths, bundle.input, DataOptions(), {})]))
     return Task(
         fp32=bundle_folder / bundle.files["fp32"].file,
         bundle=bundle,
@@ -127,22 +127,6 @@ def task_from_network(
         images=stored,
         pairs=pairs[:most_pairs],
         tensorrt=None,
-    )
-
-
-def network_images(calibration: Sequence[CalibrationImage], bundle: Bundle) -> np.ndarray[Any, Any]:
-    """(N, H, W, C) uint8 by this project's own resizing, the same that scoring does."""
-    spec = bundle.input
-    return np.stack(
-        [
-            network_image_from_image(
-                image_from_file(item.path, channels=spec.channels),
-                spec.hw,
-                spec.rule,
-                spec.pad_value,
-            )
-            for item in calibration
-        ]
     )
 
 
