@@ -21,7 +21,7 @@ from engines.errors import DownloadError, OutputError
 from engines.images import sha256_of_file
 from exporter.zoo import ZooEntry
 
-MAX_BYTES = 4 * 1024**3
+MAX_BYTES = 4 * 1024**3  # the largest published, Segmenter L, has 1.3 GB of weights
 TIMEOUT_S = 30.0  # for the connection and for each read, not for the whole file
 MAX_CONNECTIONS = 20  # for one file; a next one is opened only if the last one brought bytes
 CHUNK_BYTES = 1 << 18
@@ -83,7 +83,7 @@ def file_from_zoo(
 
 
 def _wanted(entry: ZooEntry, cache: Path) -> _Wanted:
-    title = f"{entry.model} on {entry.dataset}"
+    title = f"{entry.model} on {entry.weights}"
     if entry.url is None or entry.sha256_prefix is None:
         raise DownloadError(
             f"{title}, of which no public address is known",

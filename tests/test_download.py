@@ -21,7 +21,7 @@ import pytest
 from engines.errors import DownloadError, OutputError
 from exporter import download
 from exporter.download import cache_folder, file_from_zoo
-from exporter.zoo import ZooEntry, zoo_entry
+from exporter.zoo import ZOO, ZooEntry, zoo_entry
 
 ROOT = Path(__file__).parents[1]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -250,6 +250,19 @@ def test_a_file_announced_beyond_the_limit_is_refused_before_it_is_read(
     with pytest.raises(DownloadError, match=r"got 4294967297 bytes, more than the limit"):
         file_from_zoo(entry, cache=tmp_path)
     assert (tmp_path / f"{NAME}.part").stat().st_size == 0
+
+
+@pytest.mark.parametrize("model", ["mask2former-swin-l", "knet-swin-l-upernet", "segmenter-l-mask"])
+def test_the_largest_published_files_are_within_the_limit(model: str) -> None:
+    entry = zoo_entry(model, "ade20k")
+    # In float32, and twice more: files of mmengine may hold a moving average, as large again.
+    assert 3 * 4e6 * entry.parameters_m < download.MAX_BYTES
+    assert entry.parameters_m > 200
+
+
+def test_every_address_names_another_file_for_they_share_a_folder() -> None:
+    names = [entry.url.rpartition("/")[2] for entry in ZOO if entry.url]
+    assert len(set(names)) == len(names)
 
 
 def test_a_file_of_unannounced_size_is_refused_when_it_passes_the_limit(

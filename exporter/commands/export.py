@@ -11,6 +11,7 @@ import click
 
 from engines.errors import ConfigError, GateError
 from engines.progress import Progress
+from exporter.commands.models import complete_dataset, complete_model
 from exporter.commands.options import (
     PATH,
     BatchRange,
@@ -65,12 +66,18 @@ Examples:
 @click.option(
     "--checkpoint", type=PATH, help="Weights: .pth, .safetensors, .bin, a folder, or a Q/DQ .onnx."
 )
-@click.option("--model", help="For example segformer-b0. Without --checkpoint: published weights.")
+@click.option(
+    "--model",
+    help="For example segformer-b0. Without --checkpoint: published weights.",
+    shell_complete=complete_model,
+)
 @click.option(
     "--dataset",
     default="ade20k",
     show_default=True,
-    help="Which published weights: ade20k, cityscapes, coco-stuff, rice.",
+    help="Which published weights, as `riceseg models` lists them: ade20k, cityscapes, ...;"
+    " ade20k/80k where there are several.",
+    shell_complete=complete_dataset,
 )
 @click.option("--out", type=PATH, help="Folder of the bundle.  [default: build/MODEL]")
 @click.option("--int8", is_flag=True, help="Write INT8 (Q/DQ); needs --calib.")
@@ -160,8 +167,7 @@ def export(**values: Any) -> None:
     if values["engine"]:
         check_engines_here(target_named(values["target"]))
     if values["checkpoint"] is None:
-        weights = _published(values["model"], values["dataset"], progress)
-        request = dataclasses.replace(request, checkpoint=weights)
+        request = _of_published_weights(request, values["dataset"], progress)
     result = export_bundle(request, progress)
     show_report(result.report, result.folder)
     if result.gate is not None and not result.gate.passed:
@@ -230,17 +236,25 @@ def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
     )
 
 
-def _published(model: str | None, dataset: str, progress: Progress) -> Path:
-    """The zoo's weights for `model`, from the cache or the network."""
+def _of_published_weights(
+    request: ExportRequest, dataset: str, progress: Progress
+) -> ExportRequest:
+    """`request` with the zoo's weights for its model, from the cache or the network."""
     from exporter.download import file_from_zoo
-    from exporter.zoo import zoo_entry
+    from exporter.zoo import alternatives, zoo_entry
 
-    if model is None:
+    if request.load.model is None:
         raise ConfigError(
             "neither --checkpoint nor --model",
             expected="weights to export",
             do="give --checkpoint FILE, or --model with a name that `riceseg models` lists",
         )
-    entry = zoo_entry(model, dataset)
-    with progress.stage(f"fetch {entry.model} ({entry.dataset})"):
-        return file_from_zoo(entry, on_progress=progress.advance)
+    entry = zoo_entry(request.load.model, dataset)
+    others = [other.weights for other in alternatives(entry) if other is not entry]
+    with progress.stage(f"fetch {entry.model} ({entry.weights})"):
+        if others:
+            progress.note(f"--dataset also takes {', '.join(others)}")
+        weights = file_from_zoo(entry, on_progress=progress.advance)
+    # The name as the zoo has it, with which what the file holds is compared.
+    load = dataclasses.replace(request.load, model=entry.model)
+    return dataclasses.replace(request, checkpoint=weights, load=load)
