@@ -16,13 +16,16 @@ class LayerGroup:
     """name: for files and options; title: for people.
 
     A layer belongs to it if its node's name matches one of `patterns` (globs, in which "*" matches
-    "/" too) or if it is of one of `kinds`, see `QuantizableNode.kinds`.
+    "/" too) or if it is of one of `kinds`, see `QuantizableNode.kinds`. `floating`: plain INT8
+    leaves it in floating point, beside what `calibration.placement.DEFAULT_POLICY` leaves; a search
+    that measures tries it in INT8 too.
     """
 
     name: str
     title: str
     patterns: tuple[str, ...] = ()
     kinds: frozenset[Kind] = frozenset()
+    floating: bool = False
 
     def holds(self, item: QuantizableNode) -> bool:
         named = any(fnmatchcase(item.node, pattern) for pattern in self.patterns)

@@ -6,13 +6,16 @@ import contextlib
 import logging
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Deque, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Deque, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
+from engines.background import Background
 from engines.bundle import Bundle, bundle_from_folder
 from engines.bundle_runtime import PRECISIONS, Opened, Wish, open_bundle
 from engines.errors import ConfigError, InputError
+from engines.evaluation.image_predictor import ImagePredictor, sliding_predictor
+from engines.evaluation.request import MODES
 from engines.resize import Image, Labels, labels_at_image_size, network_image_from_image
 
 if TYPE_CHECKING:
@@ -35,14 +38,15 @@ class Segmenter:
     Calls may come from several threads at once.
     """
 
-    def __init__(self, bundle: Bundle, opened: Opened) -> None:
-        """`opened` becomes the segmenter's own: `close` closes it."""
+    def __init__(self, bundle: Bundle, opened: Opened, mode: str = "whole") -> None:
+        """`opened` becomes the segmenter's own: `close` closes it; `mode` is that of `open`."""
         self.bundle = bundle
         self.precision = opened.precision
         self.runtime = opened.predictor.runtime
         self._opened = opened
         self._predictor = opened.predictor
-        _warn_about(bundle)
+        self._windows = _windows(bundle, opened, mode)
+        _warn_about(bundle, mode)
 
     @classmethod
     def open(
@@ -54,6 +58,7 @@ class Segmenter:
         build: bool = True,
         threads: Optional[int] = None,
         verify: bool = True,
+        mode: str = "whole",
     ) -> Segmenter:
         """Check `folder` and load it the fastest way that this machine has.
 
@@ -69,16 +74,24 @@ class Segmenter:
         one before it is loaded. A bundle that lost more accuracy than its limit opens with a
         warning in the log.
 
+        `mode` "slide" cuts images into overlapping windows of the network's size, at the scale and
+        with the stride that the model was tested with, and averages their logits, which the graph
+        must give: slower, and as `riceseg evaluate --mode slide` scores it.
+
         An engine is native code: open only bundles whose engines folder you trust.
 
         Raises BundleError for a bundle that is incomplete or altered, ConfigError for a precision
-        that it does not have, MissingPackageError without onnxruntime; with "tensorrt" also
-        DeviceError, EngineError, GraphError and OutputError.
+        or logits that it does not have, MissingPackageError without onnxruntime; with "tensorrt"
+        also DeviceError, EngineError, GraphError and OutputError.
         """
         wish = Wish(precision, runtime, build, threads, verify)
         bundle = bundle_from_folder(folder)
         opened = open_bundle(folder, bundle, wish)
-        return cls(bundle, opened)
+        try:
+            return cls(bundle, opened, mode)
+        except ConfigError:
+            opened.resources.close()
+            raise
 
     @property
     def classes(self) -> Tuple[str, ...]:
@@ -100,6 +113,8 @@ class Segmenter:
 
         The image is only read. Raises InputError for another dtype or shape and after `close`.
         """
+        if self._windows is not None:
+            return self._labels_by_windows(image)
         network_image = self._network_image(image)
         image_hw = (image.shape[0], image.shape[1])
         return self._predictor.predict(network_image, image_hw, self.bundle.input.rule).image
@@ -107,8 +122,11 @@ class Segmenter:
     def batch(self, images: Iterable[Image]) -> List[Labels]:
         """Labels of each image, as a call of its own would give; the sizes may differ.
 
-        They are run together, as many as the bundle allows at a time.
+        They are run together, as many as the bundle allows at a time; with mode "slide" windows of
+        one image are.
         """
+        if self._windows is not None:
+            return [self._labels_by_windows(image) for image in images]
         most = self.bundle.input.batch[2]
         results: List[Labels] = []
         for group in _groups(images, most):
@@ -125,8 +143,10 @@ class Segmenter:
         together: more images a second, and each result comes later. What `images` raises is raised
         here in its place, after the results before it. Leaving early (closing this generator, an
         exception, Ctrl-C) ends the thread; the segmenter can be used as before. Other calls may run
-        meanwhile.
+        meanwhile. With mode "slide" `batch` is 1: the windows of one image are run together.
         """
+        if self._windows is not None:
+            return self._streamed_windows(images, batch)
         if not 1 <= batch <= self.bundle.input.batch[2]:
             raise ConfigError(
                 f"batch {batch}",
@@ -156,6 +176,21 @@ class Segmenter:
         spec = self.bundle.input
         _check_image(image, spec.channels)
         return network_image_from_image(image, spec.hw, spec.rule, spec.pad_value)
+
+    def _labels_by_windows(self, image: Image) -> Labels:
+        assert self._windows is not None  # asked by the callers
+        _check_image(image, self.bundle.input.channels)
+        return self._windows.labels(image)
+
+    def _streamed_windows(self, images: Iterable[Image], batch: int) -> Iterator[Labels]:
+        if batch != 1:
+            raise ConfigError(
+                f"batch {batch} with mode 'slide'",
+                expected="1: the windows of one image are run together",
+                do="leave batch out",
+            )
+        copies = (np.array(image) for image in images)
+        return _of_each(copies, self._labels_by_windows)
 
     def _at_image_sizes(self, labels: Labels, sizes: List[Tuple[int, int]]) -> List[Labels]:
         rule = self.bundle.input.rule
@@ -194,6 +229,22 @@ class Segmenter:
                 yield from self._at_image_sizes(labels, [sizes.popleft() for _ in labels])
 
 
+def _of_each(images: Iterable[Image], labels_of: Callable[[Image], Labels]) -> Iterator[Labels]:
+    source = Background(images, ahead=2, name="stream of windows")
+    try:
+        for image in source:
+            yield labels_of(image)
+    finally:
+        source.stop()
+
+
+def _windows(bundle: Bundle, opened: Opened, mode: str) -> Optional[ImagePredictor]:
+    """What cuts images for mode "slide"; ConfigError for another mode and without logits."""
+    if mode not in MODES:
+        raise ConfigError(f"mode {mode!r}", expected=" or ".join(MODES), do="use one of these")
+    return None if mode == "whole" else sliding_predictor(opened.predictor, bundle)
+
+
 def _groups(images: Iterable[Image], size: int) -> Iterator[List[Image]]:
     group: List[Image] = []
     for image in images:
@@ -205,7 +256,7 @@ def _groups(images: Iterable[Image], size: int) -> Iterator[List[Image]]:
         yield group
 
 
-def _warn_about(bundle: Bundle) -> None:
+def _warn_about(bundle: Bundle, chosen: str) -> None:
     gate = bundle.gate
     if gate is not None and not gate.passed:
         logger.warning(
@@ -216,12 +267,13 @@ def _warn_about(bundle: Bundle) -> None:
             gate.max_drop,
         )
     mode = bundle.test_mode["mode"]
-    if mode != "whole":
+    if mode != "whole" and chosen == "whole":
         logger.warning(
             "%s: trained to be run with %r windows, run here on the whole image: expect other "
-            "labels than its published scores",
+            "labels than its published scores%s",
             bundle.name,
             mode,
+            " (mode='slide' runs windows)" if "logits" in bundle.outputs else "",
         )
 
 

@@ -61,6 +61,7 @@ def benchmark_checkpoint(
 def main() -> None:
     import torch
 
+    from exporter.architectures.description import Hints
     from exporter.checkpoint import state_dict_from_checkpoint
     from exporter.detect import model_from_state_dict
     from exporter.onnx_graph import GraphSpec, ImageToLabels
@@ -79,7 +80,7 @@ def main() -> None:
     h, w = (int(side) for side in args.size.split("x"))
     # Not load_model: neither class names nor normalisation, which options may give, change times.
     tensors = state_dict_from_checkpoint(args.checkpoint).tensors
-    net, found = model_from_state_dict(tensors, keep_outputs=args.outputs)
+    net, found = model_from_state_dict(tensors, hints=Hints(keep_outputs=args.outputs))
     channels = found.in_channels
     spec = GraphSpec((h, w), mean=(127.5,) * channels, std=(64.0,) * channels)
     image = np.random.default_rng(0).integers(0, 256, (1, h, w, channels), dtype=np.uint8)

@@ -20,6 +20,7 @@ from calibration.policy import PrecisionPolicy
 from calibration.ranges import Image, calibration_steps
 from calibration.recipe import Int8Recipe, calibrated_from_images, narrowed
 from engines.progress import Progress
+from exporter.groups import floating_layers
 from exporter.network_images import evenly, first_readable, left_out_lines, network_images
 from exporter.precision import recipe_from
 from exporter.qat.scales_applied import with_training
@@ -111,6 +112,10 @@ def learn_int8(
     given = None if policy is None else policy.recipe
     recipe = recipe_from(request.int8_options, EVERY_LAYER) if given is None else given
     recipe = _without_layers(recipe, work.float_layers)
+    if given is not None and request.policy is None:
+        graph = model_from_onnx_file(folder / "model.onnx")
+        floating = floating_layers(work.loaded.description.architecture, graph)
+        recipe = _without_layers(recipe, floating)
     wanted = recipe.equalize
     images, known = CalibrationImages(work, request.data), None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

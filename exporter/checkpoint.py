@@ -14,7 +14,9 @@ from torch import Tensor
 
 from engines.errors import CheckpointError
 from engines.images import sha256_of_file
+from exporter.architectures.augreg import is_augreg, tensors_from_augreg
 from exporter.file_kind import EXPECTED, file_kind
+from exporter.npz_file import arrays_from_npz
 from exporter.pickle_records import NumpyArray, Placeholder
 from exporter.qat.trained_scales import TrainedScales, without_quantizers
 from exporter.state_dict import (
@@ -23,12 +25,13 @@ from exporter.state_dict import (
     tensors_from_torch_file,
     unwrapped_state_dict,
 )
-from exporter.torch_file import damaged, torch_file_from_path
+from exporter.torch_file import damaged, tensor_from_array, torch_file_from_path
 
 MAX_TEXT = 4 * 2**20  # a training configuration has about 10 000 characters
 _HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # mmengine and mmcv
 _CLASS_KEYS = (("classes", "palette"), ("CLASSES", "PALETTE"))
+_WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".pkl")
 _SHARD = re.compile(r".*-[0-9]{5}-of-[0-9]{5}\.(safetensors|bin)")
 
 Color = tuple[int, int, int]
@@ -61,7 +64,8 @@ class Checkpoint:
 
 
 def state_dict_from_checkpoint(path: Path) -> Checkpoint:
-    """Reads a file of torch.save (zip or legacy), .safetensors, or a Hugging Face folder.
+    """Reads a file of torch.save (zip or legacy), .safetensors, .npz, a pickle of arrays as
+    detectron2 writes it, or a Hugging Face folder.
 
     Raises CheckpointError for everything that cannot be used; no other exception gets out,
     whatever the bytes are.
@@ -92,7 +96,8 @@ def _from_file(path: Path) -> Checkpoint:
     kind = file_kind(path)
     if _SHARD.fullmatch(path.name):
         raise _sharded(path.name)
-    checkpoint = _from_safetensors(path) if kind == "safetensors" else _from_torch(path)
+    readers = {"safetensors": _from_safetensors, "npz": _from_npz, "torch": _from_torch}
+    checkpoint = readers[kind](path)
     # First, for observers that never saw a value hold infinities.
     tensors, scales = without_quantizers(checkpoint.tensors, path)
     check_finite(tensors, path)
@@ -112,6 +117,17 @@ def _from_safetensors(path: Path) -> Checkpoint:
     if not tensors:
         raise damaged(path, "it holds no tensor")
     return _checkpoint(tensors, "bare state dict", notes, path)
+
+
+def _from_npz(path: Path) -> Checkpoint:
+    """A ViT as Google published it, or a state dict that numpy.savez wrote."""
+    arrays, source, notes = arrays_from_npz(path), "bare state dict", tuple[str, ...]()
+    if is_augreg(frozenset(arrays)):
+        arrays, notes = tensors_from_augreg(arrays)
+        source = "ViT-AugReg"
+    names, more = cleaned_names(arrays, path)
+    tensors = {new: tensor_from_array(arrays[old]) for new, old in names.items()}
+    return _checkpoint(tensors, source, (*notes, *more), path)
 
 
 def _from_torch(path: Path) -> Checkpoint:
@@ -207,7 +223,7 @@ def _from_folder(folder: Path) -> Checkpoint:
         return _with_config(_from_file(weights[0]), _json_object(config), folder)
     if any((folder / f"{name}.index.json").is_file() for name in _HF_WEIGHTS):
         raise _sharded(folder.name)
-    files = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".bin"))
+    files = sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
     missing = "config.json" if not config.is_file() else " and ".join(_HF_WEIGHTS)
     raise CheckpointError(
         f"{folder}, a folder without {missing}",

@@ -1,4 +1,7 @@
-"""What an mmsegmentation training configuration, kept as text in a checkpoint, says about testing.
+"""What an mmsegmentation training configuration, kept as text in a checkpoint, says.
+
+It is asked for what the tensors cannot tell: how images are prepared and tested, and the layers'
+strides, dilations, pool scales and attention heads.
 
 The text is read as data (`exporter.config_literals`); mmengine's and mmcv's `Config.fromstring`
 would execute it.
@@ -6,12 +9,13 @@ would execute it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
+from exporter.config_fields import count_of, dict_of, flag_of, numbers_of, pair_of, text_of
 from exporter.config_literals import UNKNOWN, ConfigSyntaxError, values_from_text
+from exporter.config_model import backbone_settings, head_settings
 
 _MAX_TRANSFORMS = 100
 # These data sets of mmsegmentation 0.x and 1.x have reduce_zero_label=True as their own default.
@@ -33,6 +37,11 @@ class ConfigSettings:
     `stride` are (height, width). `test_scale` is mmcv's (width, height); with `keep_ratio` its two
     numbers limit the longer and the shorter side, whichever comes first. `size_divisor` is what
     the sides are rounded or padded up to; `notes` say which.
+
+    `strides`, `dilations`, `contract_dilation`, `backbone_style` and `multi_grid` are a ResNet's,
+    the first two one number a stage. `head_dilations` are those of ASPP and `pool_scales` those of
+    pyramid pooling, in the decode head or in K-Net's first head; `num_heads` those of the
+    decoder's attention.
     """
 
     model_type: str | None = None
@@ -50,6 +59,14 @@ class ConfigSettings:
     test_scale: tuple[int, int] | None = None
     reduce_zero_label: bool | None = None
     size_divisor: int | None = None
+    strides: tuple[int, ...] | None = None
+    dilations: tuple[int, ...] | None = None
+    contract_dilation: bool | None = None
+    backbone_style: str | None = None
+    multi_grid: tuple[int, ...] | None = None
+    head_dilations: tuple[int, ...] | None = None
+    pool_scales: tuple[int, ...] | None = None
+    num_heads: int | None = None
     notes: tuple[str, ...] = field(default=())
 
 
@@ -63,12 +80,13 @@ def settings_from_config_text(text: str) -> ConfigSettings:
     except ConfigSyntaxError as error:
         return ConfigSettings(notes=(f"the configuration text cannot be read: {error}",))
     notes = _notes(values)
-    model = _dict(values.get("model"))
+    model = dict_of(values.get("model"))
+    complete = "_base_" not in values
     pipeline = _transforms(_test_pipeline(values))
     return ConfigSettings(
-        model_type=_text(model.get("type")),
-        backbone_type=_text(_dict(model.get("backbone")).get("type")),
-        **_head(model),
+        model_type=text_of(model.get("type")),
+        **backbone_settings(model, notes, complete=complete),
+        **head_settings(model, notes, complete=complete),
         **_normalisation(values, model, pipeline),
         **_test_cfg(values, model, notes),
         **_resize(values, pipeline),
@@ -90,19 +108,6 @@ def _notes(values: dict[str, object]) -> list[str]:
     return notes
 
 
-def _head(model: dict[str, Any]) -> dict[str, Any]:
-    """Of a cascade the last head counts; K-Net's classes are those of its first prediction."""
-    heads = model.get("decode_head")
-    head = _dict(heads[-1] if isinstance(heads, list) and heads else heads)
-    source = head if "num_classes" in head else _dict(head.get("kernel_generate_head"))
-    corners = head.get("align_corners", source.get("align_corners"))
-    return {
-        "decode_head_type": _text(head.get("type")),
-        "num_classes": _count(source.get("num_classes")),
-        "align_corners": _flag(corners),
-    }
-
-
 def _normalisation(
     values: dict[str, object], model: dict[str, Any], pipeline: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -110,36 +115,36 @@ def _normalisation(
     if preprocessor:
         source, to_rgb = preprocessor, preprocessor.get("bgr_to_rgb", False)
     else:
-        source = _of_type(pipeline, "Normalize") or _dict(values.get("img_norm_cfg"))
+        source = _of_type(pipeline, "Normalize") or dict_of(values.get("img_norm_cfg"))
         to_rgb = source.get("to_rgb", True) if source else None
-    mean, std = _numbers(source.get("mean")), _numbers(source.get("std"))
+    mean, std = numbers_of(source.get("mean")), numbers_of(source.get("std"))
     if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
         return {}
-    return {"mean": mean, "std": std, "to_rgb": _flag(to_rgb)}
+    return {"mean": mean, "std": std, "to_rgb": flag_of(to_rgb)}
 
 
 def _test_cfg(values: dict[str, object], model: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """model.test_cfg, or the top-level one of mmsegmentation before 0.7."""
-    settings = _dict(model.get("test_cfg")) or _dict(values.get("test_cfg"))
+    settings = dict_of(model.get("test_cfg")) or dict_of(values.get("test_cfg"))
     mode = settings.get("mode")
     if mode not in ("whole", "slide"):
         if mode is not None:
             notes.append("the test mode is neither 'whole' nor 'slide'")
         return {}
-    crop, stride = _pair(settings.get("crop_size")), _pair(settings.get("stride"))
+    crop, stride = pair_of(settings.get("crop_size")), pair_of(settings.get("stride"))
     return {"test_mode": mode, "crop_size": crop, "stride": stride}
 
 
 def _resize(values: dict[str, object], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    resize = next((t for t in pipeline if (_text(t.get("type")) or "").endswith("Resize")), None)
+    resize = next((t for t in pipeline if (text_of(t.get("type")) or "").endswith("Resize")), None)
     if resize is None:
         return {}
     augmentation = _of_type(pipeline, "MultiScaleFlipAug")
     scales = augmentation.get("img_scale") or resize.get("img_scale") or resize.get("scale")
-    scale = scales[0] if isinstance(scales, list) and scales and not _count(scales[0]) else scales
+    scale = scales[0] if isinstance(scales, list) and scales and not count_of(scales[0]) else scales
     of_mmcv_0 = bool(augmentation) or "data" in values  # where the default was the other one
-    keep_ratio = _flag(resize.get("keep_ratio", of_mmcv_0))
-    return {"test_scale": _pair(scale), "keep_ratio": keep_ratio}
+    keep_ratio = flag_of(resize.get("keep_ratio", of_mmcv_0))
+    return {"test_scale": pair_of(scale), "keep_ratio": keep_ratio}
 
 
 def _reduce_zero_label(values: dict[str, object]) -> bool | None:
@@ -161,35 +166,35 @@ def _size_divisor(
     pipeline: list[dict[str, Any]],
     notes: list[str],
 ) -> int | None:
-    padded = _count(_dict(_preprocessor(values, model).get("test_cfg")).get("size_divisor"))
+    padded = count_of(dict_of(_preprocessor(values, model).get("test_cfg")).get("size_divisor"))
     if padded is not None:
         notes.append(f"sides are padded to multiples of {padded} after normalisation")
         return padded
     for transform in pipeline:
-        divisor = _count(transform.get("size_divisor"))
+        divisor = count_of(transform.get("size_divisor"))
         if divisor is not None:
-            notes.append(f"sides become multiples of {divisor} in {_text(transform.get('type'))}")
+            notes.append(f"sides become multiples of {divisor} in {text_of(transform.get('type'))}")
             return divisor
     return None
 
 
 def _preprocessor(values: dict[str, object], model: dict[str, Any]) -> dict[str, Any]:
-    return _dict(model.get("data_preprocessor")) or _dict(values.get("data_preprocessor"))
+    return dict_of(model.get("data_preprocessor")) or dict_of(values.get("data_preprocessor"))
 
 
 def _dataset(values: dict[str, object], part: str) -> dict[str, Any]:
     """data.test of 0.x, test_dataloader.dataset of 1.x, without RepeatDataset and the like."""
-    dataset: Any = _dict(values.get("data")).get(part)
+    dataset: Any = dict_of(values.get("data")).get(part)
     if dataset is None:
-        dataset = _dict(values.get(f"{part}_dataloader")).get("dataset")
+        dataset = dict_of(values.get(f"{part}_dataloader")).get("dataset")
     for _ in range(4):
         if isinstance(dataset, list) and dataset:
             dataset = dataset[0]
-        inner = _dict(dataset).get("dataset", _dict(dataset).get("datasets"))
+        inner = dict_of(dataset).get("dataset", dict_of(dataset).get("datasets"))
         if inner is None:
             break
         dataset = inner
-    return _dict(dataset)
+    return dict_of(dataset)
 
 
 def _test_pipeline(values: dict[str, object]) -> object:
@@ -201,44 +206,11 @@ def _transforms(pipeline: object) -> list[dict[str, Any]]:
     """The transforms in order, those inside MultiScaleFlipAug after it."""
     flat: list[dict[str, Any]] = []
     for transform in pipeline[:_MAX_TRANSFORMS] if isinstance(pipeline, list) else []:
-        flat.append(_dict(transform))
+        flat.append(dict_of(transform))
         inner = flat[-1].get("transforms")
-        flat += [_dict(t) for t in inner[:_MAX_TRANSFORMS]] if isinstance(inner, list) else []
+        flat += [dict_of(t) for t in inner[:_MAX_TRANSFORMS]] if isinstance(inner, list) else []
     return flat
 
 
 def _of_type(transforms: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
     return next((t for t in transforms if t.get("type") == kind), {})
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and len(value) < 100 and value.isprintable() else None
-
-
-def _flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 < value < 2**31 else None
-
-
-def _numbers(value: object) -> tuple[float, ...] | None:
-    if not isinstance(value, list | tuple) or not 0 < len(value) <= 64:
-        return None
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in value):
-        return None
-    return tuple(float(v) for v in value)
-
-
-def _pair(value: object) -> tuple[int, int] | None:
-    """Two counts; a single one stands for both."""
-    pair = value if isinstance(value, list | tuple) else (value, value)
-    counts = [_count(part) for part in pair]
-    if len(counts) != 2 or counts[0] is None or counts[1] is None:
-        return None
-    return counts[0], counts[1]

@@ -7,10 +7,24 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from engines.errors import CheckpointError, ConfigError
-from exporter.architectures import segformer_keys
-from exporter.architectures.description import Architecture, ModelDescription
+from exporter.architectures import (
+    deeplabv3plus_keys,
+    knet_keys,
+    mask2former_keys,
+    segformer_keys,
+    segmenter_keys,
+    upernet_keys,
+)
+from exporter.architectures.description import NO_HINTS, Architecture, Hints, ModelDescription
 
-ARCHITECTURES: tuple[Architecture, ...] = (segformer_keys,)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    segformer_keys,
+    segmenter_keys,
+    deeplabv3plus_keys,
+    knet_keys,
+    mask2former_keys,
+    upernet_keys,
+)
 
 # Part of a tensor name -> family, for the message about an architecture we do not export.
 # The first match counts, so the more particular parts come first.
@@ -21,7 +35,7 @@ _FAMILY_SIGNS = (
     ("decoder.cls_emb", "Segmenter (original names)"),
     ("csm.0.mlp", "PEM"),
     ("pixel_decoder", "Mask2Former"),
-    ("pixel_level_module", "Mask2Former (Hugging Face)"),
+    ("pixel_level_module", "MaskFormer, or Mask2Former without its head (Hugging Face)"),
     ("token_mixer.ssm", "SegMAN"),
     ("mhca_stages", "AFFormer"),
     ("sep_bottleneck", "DeepLabV3+"),
@@ -39,20 +53,18 @@ def model_from_state_dict(
     tensors: Mapping[str, Tensor],
     *,
     model: str | None = None,
-    align_corners: bool = False,
-    keep_outputs: int | None = None,
+    hints: Hints = NO_HINTS,
 ) -> tuple[nn.Module, ModelDescription]:
     """The module in eval mode with the checkpoint's weights in float32, and its description.
 
-    `model` is only compared with what was found ("segformer" fits every variant of it).
-    Raises CheckpointError for an unknown architecture, ConfigError when `model` does not fit.
+    `model` is only compared with what was found ("segformer" fits every variant of it); `hints`
+    say what no tensor tells. Raises CheckpointError for an unknown architecture, ConfigError when
+    `model` or `hints` do not fit.
     """
     keys = frozenset(tensors)
     for architecture in ARCHITECTURES:
         if architecture.recognises(keys):
-            found, description = architecture.model_from_tensors(
-                tensors, align_corners=align_corners, keep_outputs=keep_outputs
-            )
+            found, description = architecture.model_from_tensors(tensors, hints)
             if model is not None and model not in (description.name, description.architecture):
                 raise ConfigError(
                     f"--model {model} with a checkpoint of {description.name}",

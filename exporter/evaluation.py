@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from calibration.onnx_file import logits_tensor, model_from_onnx_file
-from engines.board.machine import package_versions
-from engines.bundle import FileInfo, InputSpec, bundle_from_folder, bundle_path
-from engines.bundle_fields import FILE_NAME
 from engines.dataset import Pair, pairs_from_folder
-from engines.errors import CheckpointError, ConfigError, GraphError
-from engines.images import sha256_of_file
+from engines.evaluation.evaluate import Predictor
+from engines.evaluation.image_predictor import ImagePredictor
+from engines.evaluation.preparation import augmentations
 from engines.onnx_predictor import OnnxPredictor
 from engines.progress import Progress
-from engines.speed.forms import Form, onnx_forms
-from exporter.checkpoint import Checkpoint
-from exporter.classes import checked_classes, classes_from_file
-from exporter.load import first_image_hw, load_model, network_input, network_size
-from exporter.measure import (
-    ScoredModel,
-    onnx_row,
-    open_predictors,
-    report_record,
-    scored,
-    scored_model,
-    torch_row,
-    with_scores,
-)
+from exporter.evaluated import Asked, Evaluated, check_options, evaluated_target
+from exporter.inference import WHOLE, Inference, Plan, graph_predictor, torch_predictor
+from exporter.load import first_image_hw
+from exporter.measure import onnx_row, report_record, scored, torch_row, with_scores
 from exporter.network_images import left_out_lines
-from exporter.onnx_graph import GraphSpec, ImageToLabels
 from exporter.request import DataOptions, LoadOptions
 from exporter.strips import Strip
-from exporter.torch_predictor import TorchPredictor
 
 RUNS = 20
+PYTORCH_NAME = "PyTorch FP32"
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What is to be scored. `torch` is set for a checkpoint, `forms` otherwise."""
+class _Steps:
+    """Progress in predictions, of which every image takes as many; a skipped image took them."""
 
-    model: ScoredModel
-    reduce_zero_label: bool
-    warnings: tuple[str, ...]
-    forms: tuple[Form, ...] = ()
-    torch: TorchPredictor | None = None
-    checkpoint: Checkpoint | None = None
+    def __init__(self, progress: Progress, per_image: int) -> None:
+        self._progress, self._per_image = progress, per_image
+        self._images, self._steps, self._total = 0, 0, 0
+
+    def begin(self, images: int) -> None:
+        self._total = images * self._per_image
+        self._progress.advance(0, self._total)
+
+    def on_step(self) -> None:
+        self._steps = min(self._steps + 1, self._per_image)
+        done = self._images * self._per_image + self._steps
+        self._progress.advance(min(done, self._total), self._total)
+
+    def on_image(self, done: int, total: int) -> None:
+        self._images, self._steps = done, 0
+        self._progress.advance(done * self._per_image, self._total)
 
 
 def evaluate_target(
@@ -59,6 +52,7 @@ def evaluate_target(
     options: LoadOptions,
     *,
     size: tuple[int, int] | None,
+    inference: Inference = WHOLE,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[Strip]]:
     """The report's content and picture strips; `data.val` must be set.
@@ -67,157 +61,89 @@ def evaluate_target(
     Raises the UserError of whatever cannot be used.
     """
     assert data.val is not None  # the command requires it
-    _check_options(target, options, size)
+    check_options(target, options, size, inference)
     with progress.stage("load"):
         pairs = pairs_from_folder(data.val, masks=data.val_masks)
-        found = _target(target, options, size, pairs, data)
-    with progress.stage("time each form"):
-        rows = [onnx_row(form, RUNS) for form in found.forms]
-        if found.torch is not None and found.checkpoint is not None:
-            rows = [torch_row(found.model, found.checkpoint, found.torch.name, RUNS)]
-    zero = found.reduce_zero_label if data.reduce_zero_label is None else data.reduce_zero_label
-    with progress.stage("evaluate"), open_predictors(found.forms, found.torch) as predictors:
-        evaluation, strips = scored(
-            found.model,
-            predictors,
-            pairs,
-            data,
-            reduce_zero_label=zero,
-            on_image=progress.advance,
-        )
+        found = evaluated_target(target, Asked(options, size, inference, data, tuple(pairs)))
+    steps = _Steps(progress, max(1, len(found.forms)) * len(augmentations(inference.tta)))
+    with contextlib.ExitStack() as stack:
+        # Opened first: what cannot be run that way is known before anything is timed.
+        predictors = stack.enter_context(_predictors(found, steps))
+        with progress.stage("time each form"):
+            rows = _speed_rows(found)
+        with progress.stage("evaluate"):
+            if isinstance(predictors[0], ImagePredictor):
+                progress.note(_cost_text(predictors[0], found, data, pairs))
+            steps.begin(len(pairs))
+            evaluation, strips = scored(
+                found.model,
+                predictors,
+                pairs,
+                data,
+                reduce_zero_label=_reduces_zero_label(found, data),
+                on_image=steps.on_image,
+            )
     for line in (*found.warnings, *left_out_lines("validation", evaluation.skipped)):
         progress.warn(line)
-    rows = with_scores(rows, evaluation)
+    rows = _with_notes(with_scores(rows, evaluation), found.plan, predictors)
+    for note in rows[0].get("notes") or ():
+        progress.note(note)
     report = report_record(found.model, rows, data, evaluation, found.warnings)
     return report, strips
 
 
-def _check_options(target: Path, options: LoadOptions, size: tuple[int, int] | None) -> None:
-    """A graph has its size and normalisation inside; to ignore an option would mislead."""
-    is_bundle, is_graph = _is_bundle(target), target.suffix == ".onnx"
-    given = {"--size": size, "--keep-classes": options.keep_classes,
-             "--mean": options.mean, "--std": options.std}  # fmt: skip
-    unused = [name for name, value in given.items() if value is not None]
-    if is_bundle and options.classes is not None:
-        unused.append("--classes")
-    if unused and (is_bundle or is_graph):
-        raise ConfigError(
-            f"{unused[0]} for {'a bundle' if is_bundle else 'an ONNX file'}",
-            expected=f"{unused[0]} with a checkpoint only",
-            do="leave it out, or evaluate the checkpoint",
-        )
+def _reduces_zero_label(found: Evaluated, data: DataOptions) -> bool:
+    return found.reduce_zero_label if data.reduce_zero_label is None else data.reduce_zero_label
 
 
-def _is_bundle(target: Path) -> bool:
-    return target.is_dir() and (target / FILE_NAME).is_file()
+@contextlib.contextmanager
+def _predictors(found: Evaluated, steps: _Steps) -> Iterator[list[Predictor]]:
+    """The checkpoint's, or one for each form, run as the plan says."""
+    plan, input_spec = found.plan, found.model.input
+    if found.torch is not None:
+        yield [torch_predictor(plan, found.torch, steps.on_step)]
+        return
+    with contextlib.ExitStack() as stack:
+        opened = [
+            stack.enter_context(OnnxPredictor(form.path, name=form.name)) for form in found.forms
+        ]
+        yield [graph_predictor(plan, graph, input_spec, steps.on_step) for graph in opened]
 
 
-def _target(
-    target: Path,
-    options: LoadOptions,
-    size: tuple[int, int] | None,
-    pairs: Sequence[Pair],
-    data: DataOptions,
-) -> _Target:
-    if not target.exists():
-        raise CheckpointError(
-            f"{target}, which does not exist",
-            expected="a bundle, a checkpoint or an ONNX file",
-            do="check the path",
-        )
-    if _is_bundle(target):
-        return _from_bundle(target)
-    if target.suffix == ".onnx":
-        return _from_onnx(target, options)
-    return _from_checkpoint(target, options, size, pairs, data)
+def _speed_rows(found: Evaluated) -> list[dict[str, Any]]:
+    if found.checkpoint is not None:
+        return [torch_row(found.model, found.checkpoint, PYTORCH_NAME, RUNS)]
+    return [onnx_row(form, RUNS) for form in found.forms]
 
 
-def _from_bundle(folder: Path) -> _Target:
-    bundle = bundle_from_folder(folder)
-    for info in bundle.files.values():
-        bundle_path(folder, info.file)
-    return _Target(
-        model=ScoredModel(
-            name=bundle.name,
-            checkpoint=asdict(bundle.checkpoint),
-            input=bundle.input,
-            classes=bundle.classes,
-            palette=bundle.palette,
-            num_outputs=bundle.num_outputs,
-        ),
-        reduce_zero_label=bundle.reduce_zero_label,
-        warnings=(),
-        forms=tuple(onnx_forms(folder, bundle.files)),
-    )
-
-
-def _from_onnx(path: Path, options: LoadOptions) -> _Target:
-    """A graph by itself does not say its classes or how images were resized: stretched."""
-    num_outputs = _num_outputs(path)
-    given = None if options.classes is None else classes_from_file(options.classes)
-    classes, palette, notes = checked_classes(
-        given.names if given else None, given.palette if given else None, num_outputs
-    )
-    with OnnxPredictor(path) as predictor:
-        hw, channels = predictor.input_hw, predictor.channels
-    zeros, ones = (0.0,) * channels, (1.0,) * channels
-    input_spec = InputSpec(
-        "image", hw, channels, "RGB", mean=zeros, std=ones, resize="stretch", batch=(1, 1, 1)
-    )
-    info = FileInfo(path.name, sha256_of_file(path), path.stat().st_size)
-    runtime = f"ONNX Runtime {package_versions()['onnxruntime']}"
-    return _Target(
-        model=ScoredModel(
-            name=path.stem,
-            checkpoint=None,
-            input=input_spec,
-            classes=classes[: len(given.names)] if given else classes,
-            palette=palette[: len(given.names)] if given else palette,
-            num_outputs=num_outputs,
-        ),
-        reduce_zero_label=False,
-        warnings=(*notes, "a graph by itself does not say how to resize: stretched"),
-        forms=(Form(path.name, "as stored", runtime, path, info),),
-    )
-
-
-def _num_outputs(path: Path) -> int:
-    model = onnx.shape_inference.infer_shapes(model_from_onnx_file(path))
-    name = logits_tensor(model)
-    for value in (*model.graph.value_info, *model.graph.output):
-        if value.name == name and len(value.type.tensor_type.shape.dim) == 4:
-            return int(value.type.tensor_type.shape.dim[1].dim_value)
-    raise GraphError(
-        f"{path.name}, whose logits (N, K, H, W) are not found",
-        expected="a graph that ends in ArgMax, or has an output named logits",
-        do="evaluate a bundle or a graph that `riceseg export` wrote",
-    )
-
-
-def _from_checkpoint(
-    path: Path,
-    options: LoadOptions,
-    size: tuple[int, int] | None,
-    pairs: Sequence[Pair],
-    data: DataOptions,
-) -> _Target:
-    loaded = load_model(path, options)
-    channels = loaded.description.in_channels
-    image_hw = first_image_hw(
+def _cost_text(
+    predictor: ImagePredictor, found: Evaluated, data: DataOptions, pairs: Sequence[Pair]
+) -> str:
+    """What is ahead, by the size of the first image."""
+    hw = first_image_hw(
         [pair.image for pair in pairs],
-        channels=channels,
+        channels=found.model.input.channels,
         convert=data.convert_images,
         skip_bad=data.skip_bad,
     )
-    hw, resize = network_size(loaded, image_hw)
-    input_spec = network_input(loaded, size or hw, resize)
-    spec = GraphSpec(
-        input_spec.hw, loaded.mean, loaded.std, align_corners=bool(loaded.settings.align_corners)
+    if hw is None:
+        return "no image can be read"
+    cost = predictor.cost(hw)
+    return (
+        f"an image of {hw[0]}x{hw[1]} takes {cost.predictions} predictions, {cost.calls} calls of "
+        f"the network and up to {4 * found.model.num_outputs * cost.values / 1e6:.0f} MB of logits"
     )
-    return _Target(
-        model=scored_model(loaded, input_spec),
-        reduce_zero_label=bool(loaded.settings.reduce_zero_label),
-        warnings=loaded.warnings,
-        torch=TorchPredictor(ImageToLabels(loaded.net, spec).eval()),
-        checkpoint=loaded.checkpoint,
-    )
+
+
+def _with_notes(
+    rows: list[dict[str, Any]], plan: Plan, predictors: Sequence[Predictor]
+) -> list[dict[str, Any]]:
+    """Rows with what the plan says, and how often the network ran for an image."""
+    noted = []
+    for row, predictor in zip(rows, predictors, strict=True):
+        lines = [*(row.get("notes") or ()), *plan.notes()]
+        if isinstance(predictor, ImagePredictor):
+            mean = predictor.call_count / max(predictor.image_count, 1)
+            lines.append(f"{mean:.1f} calls of the network an image on average")
+        noted.append({**row, "notes": lines} if lines else row)
+    return noted

@@ -40,7 +40,7 @@ from exporter.quantization import check_policy, write_files
 from exporter.report import write_report
 from exporter.request import DataOptions, ExportRequest
 from exporter.results import bundle_of, measured
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from exporter.staging import whole_folder
 from exporter.targets import opset_for, target_named, target_warnings
@@ -219,7 +219,7 @@ def _summary(loaded: LoadedModel, input_spec: InputSpec) -> str:
 def _trace(work: Work, path: Path, images: Batch) -> None:
     raw = path.with_name("traced.onnx")
     onnx_from_model(
-        rewritten_for_export(work.loaded.net),
+        rewritten_for_export(work.loaded.net, work.spec.input_hw),
         work.spec,
         raw,
         num_outputs=work.loaded.description.num_outputs,

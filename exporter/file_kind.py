@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from engines.errors import CheckpointError
+from exporter.npz_file import looks_like_npz
 
-FileKind = Literal["torch", "safetensors"]
+FileKind = Literal["torch", "safetensors", "npz"]
 
 EXPECTED = (
-    "a checkpoint: a file of torch.save (.pth, .pt, .bin), .safetensors, or a Hugging Face folder"
+    "a checkpoint: a file of torch.save (.pth, .pt, .bin), .safetensors, detectron2's .pkl, .npz, "
+    "or a Hugging Face folder"
 )
 
 _HEAD_BYTES = 512
@@ -50,6 +52,8 @@ def file_kind(path: Path) -> FileKind:
     if _is_safetensors(path, head, size):
         return "safetensors"
     _refuse_known_kinds(path, head)
+    if looks_like_npz(head):
+        return "npz"
     if head[0] == _PICKLE_PROTOCOL or head.startswith(b"PK"):
         return "torch"
     raise CheckpointError(

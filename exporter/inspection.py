@@ -122,7 +122,13 @@ def _precision(model: onnx.ModelProto, counts: Counter[str]) -> str:
 def _checkpoint_facts(path: Path) -> Facts:
     from exporter.load import load_model, network_size  # torch, here alone
 
-    loaded = load_model(path)
+    try:
+        loaded = load_model(path)
+    except CheckpointError:
+        backbone = _backbone_facts(path)
+        if backbone is None:
+            raise
+        return backbone
     found = loaded.description
     (h, w), resize = network_size(loaded, None)
     return {
@@ -139,4 +145,22 @@ def _checkpoint_facts(path: Path) -> Facts:
         "sha256": loaded.checkpoint.sha256,
         "notes": list(loaded.notes),
         "warnings": list(loaded.warnings),
+    }
+
+
+def _backbone_facts(path: Path) -> Facts | None:
+    """Of a file that training starts from; None where it is no such file."""
+    from exporter.architectures.vit_keys import is_vit_alone, vit_name  # torch, here alone
+    from exporter.checkpoint import state_dict_from_checkpoint
+
+    checkpoint = state_dict_from_checkpoint(path)
+    if not is_vit_alone(frozenset(checkpoint.tensors)):
+        return None
+    return {
+        "kind": "backbone without decode head, which cannot be exported",
+        "written by": checkpoint.source,
+        "model": vit_name(checkpoint.tensors),
+        "parameters": f"{sum(t.numel() for t in checkpoint.tensors.values()) / 1e6:.2f} M",
+        "sha256": checkpoint.sha256,
+        "notes": list(checkpoint.notes),
     }

@@ -16,8 +16,10 @@ from engines.images import image_from_file
 from exporter.architectures.description import ModelDescription
 from exporter.checkpoint import Checkpoint, state_dict_from_checkpoint
 from exporter.classes import checked_classes, classes_from_file
+from exporter.config_fields import count_of, numbers_of
 from exporter.config_text import ConfigSettings, settings_from_config_text
 from exporter.detect import model_from_state_dict
+from exporter.hints import hints_from_settings, with_hugging_face
 from exporter.request import LoadOptions, Resize
 
 # ImageNet statistics in the 0..255 scale, RGB: SegFormer's family default.
@@ -55,15 +57,16 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
     warnings: list[str] = []
     settings = settings_from_config_text(checkpoint.config_text or "")
     warnings += settings.notes if checkpoint.config_text else ()
+    hints = hints_from_settings(settings, options.keep_classes)
     net, description = model_from_state_dict(
         checkpoint.tensors,
         model=options.model,
-        align_corners=bool(settings.align_corners),
-        keep_outputs=options.keep_classes,
+        hints=with_hugging_face(hints, checkpoint.hf_config),
     )
+    warnings += description.assumed
     mean, std = _normalisation(checkpoint, settings, options, description.in_channels, warnings)
     if settings.to_rgb is False and description.in_channels == 3:
-        _reverse_input_channels(net)
+        _reverse_input_channels(net, description.in_channels)
         warnings.append("trained on BGR images: the first convolution now takes RGB")
     names, palette, named = _classes(checkpoint, options, description.num_outputs, warnings)
     if settings.test_mode == "slide":
@@ -110,9 +113,11 @@ def _normalisation(
     mean = options.mean or (settings.mean and settings.mean[::step])
     std = options.std or (settings.std and settings.std[::step])
     hf = checkpoint.hf_preprocessor
-    if (mean is None or std is None) and hf and hf.get("image_mean") and hf.get("image_std"):
-        mean = mean or tuple(255.0 * float(v) for v in hf["image_mean"])
-        std = std or tuple(255.0 * float(v) for v in hf["image_std"])
+    if (mean is None or std is None) and hf:
+        stored = numbers_of(hf.get("image_mean")), numbers_of(hf.get("image_std"))
+        if stored[0] and stored[1]:
+            mean = mean or tuple(255.0 * v for v in stored[0])
+            std = std or tuple(255.0 * v for v in stored[1])
     return checked_normalisation(mean, std, channels, warnings)
 
 
@@ -164,9 +169,13 @@ def _classes(
     return full_names, full_palette, len(names) if names else num_outputs
 
 
-def _reverse_input_channels(net: nn.Module) -> None:
-    """conv(x[:, ::-1]) with weights w equals conv(x) with weights w[:, ::-1]."""
-    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+def _reverse_input_channels(net: nn.Module, channels: int) -> None:
+    """conv(x[:, ::-1]) with weights w equals conv(x) with weights w[:, ::-1].
+
+    Every backbone here begins with the one convolution that reads the image.
+    """
+    convolutions = (m for m in net.get_submodule("backbone").modules() if isinstance(m, nn.Conv2d))
+    first = next(m for m in convolutions if m.in_channels == channels)
     with torch.no_grad():
         first.weight.copy_(first.weight.flip(1))
 
@@ -192,7 +201,8 @@ def network_size(
     """Height and width to export for, and the resize rule, as the checkpoint was tested.
 
     `image_hw` is the size of the user's images where known. With a keep-ratio test pipeline the
-    size is what that pipeline gives for such an image, rounded up to a multiple of 32.
+    size is what that pipeline gives for such an image, rounded up to a multiple of 32. Where nobody
+    says a size, it is the one that the position embeddings were trained at, else 512x512.
     """
     settings, hf = loaded.settings, loaded.checkpoint.hf_preprocessor
     if settings.test_mode == "slide" and settings.crop_size is not None:
@@ -208,10 +218,11 @@ def network_size(
         return (h, w), "letterbox"
     size = (hf or {}).get("size")
     if isinstance(size, dict):
-        height, width = size.get("height"), size.get("width")
-        if isinstance(height, int) and isinstance(width, int):
+        height, width = count_of(size.get("height")), count_of(size.get("width"))
+        if height is not None and width is not None:
             return (height, width), "stretch"
-    return DEFAULT_HW, "letterbox" if settings.keep_ratio else "stretch"
+    default = loaded.description.trained_hw or DEFAULT_HW
+    return default, "letterbox" if settings.keep_ratio else "stretch"
 
 
 def network_input(

@@ -32,7 +32,8 @@ from exporter.strips import Strip, strip_panels
 class ScoredModel:
     """What the scores of every form of one model have in common.
 
-    `classes` and `palette` are those of the named outputs, the first of `num_outputs`.
+    `classes` and `palette` are those of the named outputs, the first of `num_outputs`. `mode` and
+    `tta` are as in `riceseg evaluate`; with `whole_images` predictors get images as they are.
     """
 
     name: str
@@ -41,6 +42,9 @@ class ScoredModel:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     num_outputs: int
+    mode: str = "whole"
+    tta: str = "none"
+    whole_images: bool = False
 
 
 def scored_model(loaded: LoadedModel, input: InputSpec) -> ScoredModel:
@@ -86,13 +90,13 @@ def scored(
         reduce_zero_label=reduce_zero_label,
         convert_images=data.convert_images,
         skip_bad=data.skip_bad,
+        whole_images=model.whole_images,
         on_image=on_image,
     )
     strips = strips_of_worst(
         evaluation,
         predictors,
-        model.input,
-        model.palette,
+        model,
         convert_images=data.convert_images,
         reduce_zero_label=reduce_zero_label,
     )
@@ -123,16 +127,23 @@ def report_record(
             "skipped": skipped,
             "sha256": None if evaluation is None else evaluation.images_sha256,
         },
+        "mode": None if evaluation is None else model.mode,
         "input_hw": list(model.input.hw),
         "classes": list(model.classes),
         "palette": [list(rgb) for rgb in model.palette],
-        "rows": rows,
+        "rows": [_row_with_mode(row, model) for row in rows],
         "gate": None,
         "calibration": None,
         "parity": None,
         "warnings": list(warnings),
         "worst": [{"image": item.image.name, "agreement": item.agreement} for item in worst],
     }
+
+
+def _row_with_mode(row: dict[str, Any], model: ScoredModel) -> dict[str, Any]:
+    """How the row's scores came about, if it has any."""
+    scored = row.get("miou") is not None
+    return {**row, "mode": model.mode, "tta": model.tta} if scored else row
 
 
 def onnx_row(form: Form, runs: int) -> dict[str, Any]:
@@ -178,17 +189,19 @@ def with_scores(rows: list[dict[str, Any]], evaluation: Evaluation) -> list[dict
 def strips_of_worst(
     evaluation: Evaluation,
     predictors: Sequence[Predictor],
-    input: InputSpec,
-    palette: Sequence[tuple[int, int, int]],
+    model: ScoredModel,
     *,
     convert_images: bool,
     reduce_zero_label: bool,
 ) -> list[Strip]:
     """Picture strips of the images on which the first and the last predictor differ most."""
     strips = []
+    input = model.input
     for worst in evaluation.worst:
         image = image_from_file(worst.image, channels=input.channels, convert=convert_images)
-        network = network_image_from_image(image, input.hw, input.rule, input.pad_value)
+        network = image
+        if not model.whole_images:
+            network = network_image_from_image(image, input.hw, input.rule, input.pad_value)
         hw = (image.shape[0], image.shape[1])
         first = predictors[0].predict(network, hw, input.rule).image
         last = predictors[-1].predict(network, hw, input.rule).image
@@ -196,6 +209,6 @@ def strips_of_worst(
         if reduce_zero_label:
             truth = np.where(truth == IGNORE, truth, truth - np.uint8(1))  # 0 wraps to 255
         titles = (predictors[0].name, predictors[-1].name)
-        panels = strip_panels(image[:, :, :3], truth, first, last, palette, titles=titles)
+        panels = strip_panels(image[:, :, :3], truth, first, last, model.palette, titles=titles)
         strips.append(Strip(worst.image.name, worst.agreement, panels))
     return strips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from engines.errors import ConfigError
 from engines.trt.layer_names import module_path
-from exporter.architectures.segformer import resize_bilinear
+from exporter.architectures.layers import resize_bilinear
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +115,13 @@ def decomposed_layer_norms(net: nn.Module, model: onnx.ModelProto) -> tuple[str,
     and are not among them.
     """
     norms = {f"net.{path}" for path, m in net.named_modules() if isinstance(m, nn.LayerNorm)}
+    # A module that is used several times has numbered names: /net/norm, /net/norm_1, …
+    numbered = re.compile(r"_\d+$")
     return tuple(
         node.name
         for node in model.graph.node
         if node.op_type not in ("LayerNormalization", "Constant")
-        and module_path(node.name) in norms
+        and not norms.isdisjoint({path := module_path(node.name), numbered.sub("", path)})
     )
 
 

@@ -20,6 +20,10 @@ from exporter.run_onnx import outputs_from_onnx
 # Limits, in units of the logits' standard deviation (at least 1) and in percent of the pixels.
 # A 1e-6 relative jitter of the input alone moves SegFormer's logits by up to 6e-5 of it.
 MAX_DIFFERENCE, MIN_AGREEMENT = 1e-3, 99.99
+# Deep networks move by more than that when the input moves by JITTER of itself, which is rounding:
+# a ResNet-101 with random weights by 3e-3; and the sign of a mask flips, by which Mask2Former's
+# attention goes. Then the graph may differ by twice what PyTorch differs from itself.
+JITTER, TIMES_JITTER = 1e-6, 2.0
 # A module counts as diverged when it is off by this much of its own standard deviation.
 DIVERGENCE = 1e-2
 
@@ -42,24 +46,54 @@ def check_parity(
 ) -> ParityRecord:
     """Compare logits and labels on `batch`, uint8 (N, H, W, C); `on` says what the images are.
 
+    The limits are MAX_DIFFERENCE and MIN_AGREEMENT, or wider where PyTorch's own answer moves more.
+
     Raises GateError, naming the first node that diverges, when a limit is exceeded.
     """
     name = logits_tensor(model)
     got = outputs_from_onnx(model, batch, extra=() if _is_output(model, name) else (name,))[name]
-    with torch.no_grad():
-        want = np.concatenate([reference.logits(torch.from_numpy(i[None])).numpy() for i in batch])
-    limit = MAX_DIFFERENCE * max(1.0, float(want.std()))
-    difference = np.abs(want - got)
-    worst, mean = float(difference.max()), float(difference.mean())
-    agreement = 100.0 * float(np.mean(want.argmax(1) == got.argmax(1)))
+    want = _logits(reference, batch, 0.0)
+    limit, min_agreement = MAX_DIFFERENCE * max(1.0, float(want.std())), MIN_AGREEMENT
+    worst, mean, agreement = _difference(want, got)
     # A NaN makes both comparisons False, so the limits are stated positively.
-    if not (worst <= limit and agreement >= MIN_AGREEMENT):
+    if np.isfinite(got).all() and not (worst <= limit and agreement >= min_agreement):
+        by_itself, _, equal = _difference(want, _logits(reference, batch, JITTER))
+        limit = max(limit, TIMES_JITTER * by_itself)
+        min_agreement = min(min_agreement, 100.0 - TIMES_JITTER * (100.0 - equal))
+    if not (worst <= limit and agreement >= min_agreement):
         raise GateError(
             f"the graph does not reproduce PyTorch: logits differ by up to {worst:.2e} "
             f"(limit {limit:.2e}), {agreement:.3f} % of the labels agree "
-            f"(limit {MIN_AGREEMENT} %); {first_divergence(reference, model, batch[:1])}"
+            f"(limit {min_agreement:.3f} %); {first_divergence(reference, model, batch[:1])}"
         )
-    return ParityRecord(len(batch), on, worst, mean, limit, agreement, MIN_AGREEMENT)
+    return ParityRecord(len(batch), on, worst, mean, limit, agreement, min_agreement)
+
+
+def _logits(
+    reference: ImageToLabels, batch: np.ndarray[Any, Any], jitter: float
+) -> np.ndarray[Any, Any]:
+    """PyTorch's, one image at a time; normalised numbers change by up to `jitter` of themselves."""
+    generator = torch.Generator().manual_seed(0)
+    handle = reference.net.register_forward_pre_hook(
+        lambda _module, inputs: (
+            inputs[0] * (1 + jitter * (2 * torch.rand(inputs[0].shape, generator=generator) - 1)),
+        )
+    )
+    try:
+        with torch.no_grad():
+            each = [reference.logits(torch.from_numpy(image[None])).numpy() for image in batch]
+    finally:
+        handle.remove()
+    return np.concatenate(each)
+
+
+def _difference(
+    want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]
+) -> tuple[float, float, float]:
+    """Largest and mean absolute difference of the logits, and equal labels in percent."""
+    difference = np.abs(want - got)
+    equal = 100.0 * float(np.mean(want.argmax(1) == got.argmax(1)))
+    return float(difference.max()), float(difference.mean()), equal
 
 
 def first_divergence(

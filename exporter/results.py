@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from exporter.measure import (
 )
 from exporter.network_images import left_out_lines
 from exporter.onnx_graph import ImageToLabels
+from exporter.preparation import preparation_from_config
 from exporter.request import ExportRequest
 from exporter.strips import Strip
 from exporter.torch_predictor import TorchPredictor
@@ -153,10 +154,11 @@ def _calibration_record(work: Work) -> dict[str, Any] | None:
 def bundle_of(request: ExportRequest, work: Work, gate: Gate | None, created: str) -> Bundle:
     loaded, found = work.loaded, work.loaded.description
     settings = loaded.settings
+    preparation, _ = preparation_from_config(loaded.checkpoint.config_text or "", settings)
     return Bundle(
         name=found.name,
         created=created,
-        model=ModelInfo(**asdict(found)),
+        model=ModelInfo(**{f.name: getattr(found, f.name) for f in fields(ModelInfo)}),
         checkpoint=CheckpointInfo(printable(loaded.checkpoint.path.name), loaded.checkpoint.sha256),
         input=work.input,
         outputs=work.spec.output_names,
@@ -168,6 +170,8 @@ def bundle_of(request: ExportRequest, work: Work, gate: Gate | None, created: st
             "mode": settings.test_mode or "whole",
             "crop_size": list(settings.crop_size) if settings.crop_size else None,
             "stride": list(settings.stride) if settings.stride else None,
+            "align_corners": bool(settings.align_corners),
+            **preparation.record(),
         },
         opset=work.spec.opset,
         files=work.files,

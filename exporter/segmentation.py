@@ -26,11 +26,12 @@ from exporter.strips import UNNAMED_RGB, overlay
 class SegmentOptions:
     """`alpha` is the weight of the colours in the overlay; None writes no overlay.
 
-    `precision` and `runtime` are those of `Segmenter.open`.
+    `precision`, `runtime` and `mode` are those of `Segmenter.open`.
     """
 
     precision: str | None = None
     runtime: str = "auto"
+    mode: str = "whole"
     alpha: float | None = 0.5
     skip_bad: bool = False
     convert_images: bool = False
@@ -80,7 +81,8 @@ def _opened(folder: Path, options: SegmentOptions, progress: Progress) -> Segmen
     bundle = bundle_from_folder(folder)
     wish = Wish(precision=options.precision, runtime=options.runtime)
     with progress.stage("open"):
-        segmenter = Segmenter(bundle, open_bundle(folder, bundle, wish, progress=progress))
+        opened = open_bundle(folder, bundle, wish, progress=progress)
+        segmenter = Segmenter(bundle, opened, options.mode)
     progress.note(f"{segmenter.precision} on {segmenter.runtime}")
     return segmenter
 

@@ -160,9 +160,13 @@ def _refuse_missing_parameter(name: str, value: object, path: Path) -> None:
     refused = isinstance(value, Placeholder) and value.name.startswith("torch")
     if not refused and not name.endswith(_PARAMETER_ENDINGS) and type(value) is not dict:
         return
-    what = f"built by {value.name!r}" if isinstance(value, Placeholder) else _described(value)
+    what = _described(value)
+    if isinstance(value, Placeholder):
+        what = f"built by {value.name!r}, which is never run"
+    elif isinstance(value, NumpyArray):
+        what = "an array of something else than numbers"
     raise CheckpointError(
-        f"{path.name}, where {name[:100]!r} is {what}, which is never run",
+        f"{path.name}, where {name[:100]!r} is {what}",
         expected="plain tensors",
         do="save {name: tensor.detach().cpu().clone()} of the state dict with torch.save",
     )

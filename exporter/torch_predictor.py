@@ -21,12 +21,19 @@ class TorchPredictor:
     Labels at the image's size come from the logits, resized bilinearly before the argmax.
     """
 
+    has_logits, fixed_batch = True, None  # as graphs tell it
+
     def __init__(self, model: ImageToLabels, name: str = "PyTorch FP32") -> None:
         self.model, self.name = model, name
 
     def labels(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """uint8 (N, H, W, C) -> uint8 (N, H, W) at network resolution."""
         return _labels(self._logits(batch))
+
+    def logits(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """uint8 (N, H, W, C) -> float32 (N, K, H, W) at network resolution."""
+        logits: np.ndarray[Any, Any] = self._logits(batch).numpy()
+        return logits
 
     def predict(
         self, network_image: np.ndarray[Any, Any], image_hw: tuple[int, int], rule: ResizeRule

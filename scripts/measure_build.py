@@ -29,7 +29,7 @@ from calibration.ranges import ranges_from_images
 from engines.board.machine import machine_record, package_versions
 from exporter.architectures.segformer import Segformer, SegformerShape
 from exporter.onnx_graph import GraphSpec, onnx_from_model
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from exporter.onnx_graph import GraphSpec, onnx_from_model
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from tests.small_graphs import model_from_text
 from tests.tiny_segformer import MEAN, STD, photo, tiny_net

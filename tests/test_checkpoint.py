@@ -658,6 +658,65 @@ def test_a_pickle_of_numpy_arrays_is_detectron2s(tmp_path: Path, protocol: int) 
     assert checkpoint.source == "detectron2"
 
 
+class Array:
+    """What numpy's own pickles ask for, with a state as given."""
+
+    def __init__(self, *state: object) -> None:
+        self.state = state
+
+    def __reduce__(self) -> Any:
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), self.state
+
+
+F4, OBJECT = np.dtype("<f4"), np.dtype(object)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (Array(1, (10**9, 10**9), F4, False, b"abcd"), "shape does not fit its bytes"),
+        (Array(1, (2**62, 4), F4, False, b"abcd"), "shape does not fit its bytes"),
+        (Array(1, (-1,), F4, False, b"abcd"), "not a number >= 0"),
+        (Array(1, (1,) * 100, F4, False, b"abcd"), "not a short tuple"),
+        (Array(1, (1,), F4, False, [1.5]), "without its bytes"),
+        (Array(1, "x", F4, False, b"abcd"), "not a short tuple"),
+        (Array(1, (1,)), "unreadable state"),
+        (np.array([{"a": 1}], dtype=object), "something else than numbers"),
+        (np.zeros(2, dtype=[("x", "<f4")]), "something else than numbers"),
+        (np.array(["2026-01-01"], dtype="M8[D]"), "something else than numbers"),
+        (Runs(os.system, "false"), r"'posix\.system', which is never run"),
+        (1.5, "'a.weight' is a float"),
+    ],
+)
+def test_a_hostile_pickle_of_arrays_is_an_error(
+    tmp_path: Path, array: object, message: str
+) -> None:
+    path = tmp_path / "model.pkl"
+    model = {"sem_seg_head.b.bias": np.ones(2, np.float32), "a.weight": array}
+    path.write_bytes(pickle.dumps({"model": model, "__author__": "x"}))
+    with pytest.raises(CheckpointError, match=message):
+        state_dict_from_checkpoint(path)
+
+
+def test_many_names_of_one_array_cost_it_once(tmp_path: Path) -> None:
+    array = np.ones(300_000, np.float32)
+    path = tmp_path / "model.pkl"
+    model = {f"sem_seg_head.{i}": array for i in range(500)}
+    path.write_bytes(pickle.dumps({"model": model}))
+    tensors = state_dict_from_checkpoint(path).tensors
+    assert len({tensor.data_ptr() for tensor in tensors.values()}) == 1
+
+
+def test_every_truncation_of_a_pickle_of_arrays_is_a_checkpoint_error(tmp_path: Path) -> None:
+    model = {"sem_seg_head.a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    data = pickle.dumps({"model": model, "__author__": "third party"})
+    path = tmp_path / "model.pkl"
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError):
+            state_dict_from_checkpoint(path)
+
+
 # Hugging Face
 
 LABELS = {"10": "k", "2": "c", "0": "a", "1": "b"} | {str(i): f"name {i}" for i in range(3, 10)}
@@ -728,6 +787,7 @@ def test_a_broken_config_of_a_folder_is_an_error(tmp_path: Path, text: str) -> N
     [
         ((), "a folder without config.json"),
         (("best.pth", "last.pth"), "give the file itself: .*best.pth"),
+        (("config.yaml", "model_final.pkl"), "give the file itself: .*model_final.pkl"),
         (("config.json",), "without model.safetensors and pytorch_model.bin"),
         (("config.json", "model.safetensors.index.json"), "split into several files"),
     ],

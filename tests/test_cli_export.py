@@ -439,8 +439,8 @@ def test_a_loss_beyond_the_limit_is_exit_code_1_and_the_bundle_stays(
 def test_a_graph_that_computes_something_else_is_never_written(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(net: nn.Module) -> nn.Module:
-        rewritten = right(net)
+    def wrong(net: nn.Module, input_hw: tuple[int, int]) -> nn.Module:
+        rewritten = right(net, input_hw)
         conv = rewritten.get_submodule("backbone.layers.2.1.0.ffn.layers.4")
         assert isinstance(conv, nn.Conv2d)
         conv.weight = nn.Parameter(conv.weight * 1.5)

@@ -165,6 +165,179 @@ def test_of_a_cascade_the_last_head_counts() -> None:
     assert (found.decode_head_type, found.num_classes) == ("OCRHead", 4)
 
 
+# What the layers' shapes do not tell. The lines are those of mmsegmentation's own configurations.
+
+DEEPLAB = """
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    backbone=dict(
+        type='ResNetV1c',
+        depth=50,
+        num_stages=4,
+        out_indices=(0, 1, 2, 3),
+        dilations=(1, 1, 2, 4),  # output stride 8
+        strides=[1, 2, 1, 1],
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+        norm_eval=False,
+        style='pytorch',
+        contract_dilation=True),
+    decode_head=dict(
+        type='DepthwiseSeparableASPPHead',
+        dilations=(1, 12, 24, 36),
+        c1_in_channels=256,
+        num_classes=19,
+        norm_cfg=norm_cfg,
+        align_corners=True))
+"""
+
+KNET = """
+model = dict(
+    backbone=dict(type='ResNetV1c', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+    decode_head=dict(
+        type='IterativeDecodeHead',
+        num_stages=3,
+        kernel_update_head=[
+            dict(type='KernelUpdateHead', num_classes=150, num_ffn_fcs=2, {heads}),
+            dict(type='KernelUpdateHead', num_classes=150, num_heads=3)],
+        kernel_generate_head=dict({kind}, num_classes=7, align_corners=False)))
+"""
+
+MASK2FORMER_1X = """
+model = dict(
+    backbone=dict(depth=50, deep_stem=False, style='pytorch', type='ResNet'),
+    decode_head=dict(
+        strides=[4, 8, 16, 32],
+        pixel_decoder=dict(encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_heads=4)))),
+        transformer_decoder=dict(
+            layer_cfg=dict(cross_attn_cfg=dict(num_heads=2), self_attn_cfg=dict(num_heads=2)),
+            num_layers=9),
+        type='Mask2FormerHead'))
+"""
+
+MASK2FORMER_0X = """
+model = dict(
+    decode_head=dict(
+        type='Mask2FormerHead',
+        transformer_decoder=dict(
+            type='DetrTransformerDecoder',
+            transformerlayers=dict(
+                type='DetrTransformerDecoderLayer',
+                attn_cfgs=dict(type='MultiheadAttention', embed_dims=256, num_heads=16)))))
+"""
+
+
+def test_dilations_of_backbone_and_head_are_read() -> None:
+    found = settings_from_config_text(DEEPLAB)
+    assert (found.strides, found.dilations) == ((1, 2, 1, 1), (1, 1, 2, 4))
+    assert found.contract_dilation is True
+    assert found.backbone_style == "pytorch"
+    assert found.head_dilations == (1, 12, 24, 36)
+    assert (found.pool_scales, found.num_heads, found.multi_grid) == (None, None, None)
+    assert found.align_corners is True
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dilations", "scales"),
+    [
+        ("type='ASPPHead', dilations=(1, 12, 24, 36)", (1, 12, 24, 36), None),
+        ("type='UPerHead', pool_scales=[1, 3]", None, (1, 3)),
+        ("type='ASPPHead'", (1, 6, 12, 18), None),
+        ("type='UPerHead'", None, (1, 2, 3, 6)),
+    ],
+)
+def test_knets_first_head_says_its_dilations_or_pool_scales(
+    kind: str, dilations: object, scales: object
+) -> None:
+    found = settings_from_config_text(KNET.format(kind=kind, heads="num_heads=4"))
+    assert (found.head_dilations, found.pool_scales) == (dilations, scales)
+    assert (found.num_classes, found.num_heads) == (7, 4)
+    assert found.contract_dilation is False  # ResNet's default
+
+
+def test_knets_update_head_has_eight_heads_when_none_are_said() -> None:
+    text = KNET.format(kind="type='UPerHead'", heads="dropout=0.0")
+    assert settings_from_config_text(text).num_heads == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        (MASK2FORMER_1X, 2),
+        (MASK2FORMER_0X, 16),
+        ("model = dict(decode_head=dict(type='SegmenterMaskTransformerHead', num_heads=3))", 3),
+        ("model = dict(decode_head=dict(type='FCNHead'))", None),
+    ],
+)
+def test_the_heads_of_the_decoders_attention_are_read(text: str, heads: int | None) -> None:
+    assert settings_from_config_text(text).num_heads == heads
+
+
+def test_a_resnet_without_strides_has_mmsegmentations_defaults() -> None:
+    found = settings_from_config_text(MASK2FORMER_1X)
+    assert (found.strides, found.dilations) == ((1, 2, 2, 2), (1, 1, 1, 1))
+    assert (found.contract_dilation, found.backbone_style) == (False, "pytorch")
+
+
+@pytest.mark.parametrize("kind", ["SwinTransformer", "MixVisionTransformer"])
+def test_strides_of_other_backbones_are_not_a_resnets(kind: str) -> None:
+    found = settings_from_config_text(
+        f"model = dict(backbone=dict(type='{kind}', strides=(4, 2, 2, 2)))"
+    )
+    assert (found.strides, found.dilations, found.contract_dilation) == (None, None, None)
+
+
+def test_defaults_are_not_assumed_when_a_base_file_may_say_otherwise() -> None:
+    found = settings_from_config_text(
+        "_base_ = './deeplabv3plus_r50-d8.py'\n"
+        "model = dict(backbone=dict(type='ResNetV1c', depth=101),"
+        " decode_head=dict(type='ASPPHead', num_classes=6))"
+    )
+    assert (found.strides, found.dilations, found.head_dilations) == (None, None, None)
+    assert found.num_classes == 6
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["(1, -2, 1, 1)", "(1, 0)", "()", "(10 * 9, 1)", "'1234'", "(1, 2.0)", "(True, 1)", "5",
+     "[1] + [9223372036854775807]", "(1, 1, 1, 1, 1, 1, 1, 1, 1)", "unknown_name", "dict(a=1)",
+     "(1, (2, 3))"],
+)  # fmt: skip
+def test_strides_that_no_network_has_are_ignored_and_noted(value: str) -> None:
+    found = settings_from_config_text(
+        f"model = dict(backbone=dict(type='ResNet', strides={value}))"
+    )
+    assert (found.strides, found.dilations, found.contract_dilation) == (None, None, None)
+    assert [note for note in found.notes if note.startswith("strides of the configuration are")]
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["strides=(1, 2, 1, 1), dilations=(1, 1, 2, 'x')", "strides=(1, 2, 1, 1), contract_dilation=1"],
+)
+def test_of_strides_and_dilations_all_are_used_or_none(backbone: str) -> None:
+    found = settings_from_config_text(f"model = dict(backbone=dict(type='ResNetV1c', {backbone}))")
+    assert (found.strides, found.dilations, found.contract_dilation) == (None, None, None)
+    assert "strides and dilations of the configuration's backbone were not used" in found.notes
+
+
+@pytest.mark.parametrize("value", ["-8", "0", "10 * 1000", "'8'", "8.0", "True", "[8]", "2 ** 3"])
+def test_heads_that_no_network_has_are_ignored_and_noted(value: str) -> None:
+    found = settings_from_config_text(f"model = dict(decode_head=dict(num_heads={value}))")
+    assert found.num_heads is None
+    assert [note for note in found.notes if note.startswith("num_heads")]
+
+
+@pytest.mark.parametrize("value", ["(1, 12, -24)", "'x'", "[]"])
+def test_head_dilations_that_no_network_has_are_not_replaced_by_defaults(value: str) -> None:
+    found = settings_from_config_text(
+        f"model = dict(decode_head=dict(type='ASPPHead', dilations={value}))"
+    )
+    assert found.head_dilations is None
+    assert [note for note in found.notes if note.startswith("dilations")]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -13,7 +13,7 @@ from calibration.fp16 import fp16_onnx_from_onnx
 from calibration.quantize import int8_onnx_from_ranges
 from calibration.ranges import ranges_from_images
 from exporter.onnx_graph import GraphSpec, decomposed_layer_norms, onnx_from_model
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from tests.tiny_segformer import MEAN, STD, photo, tiny_net
 

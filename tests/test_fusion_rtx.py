@@ -19,7 +19,7 @@ from engines.trt.engine_file import header_from_engine
 from engines.trt.engine_header import FusionCounts
 from exporter.load import load_model
 from exporter.onnx_graph import GraphSpec, onnx_from_model
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "segformer_b0_crop_weed.pth"

@@ -14,7 +14,7 @@ from calibration.layers import quantizable_nodes
 from exporter.architectures.segformer import Segformer
 from exporter.groups import groups_of
 from exporter.onnx_graph import GraphSpec, onnx_from_model
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from tests.small_graphs import block_model, model_from_text
 from tests.test_segformer import DEPTHS, shape_of

@@ -24,7 +24,7 @@ from calibration.trt_cache import calibration_cache_from_ranges
 from engines.trt.api import tensorrt_from_module
 from engines.trt.constant_scales import constant_scale_lines
 from exporter.onnx_graph import GraphSpec, onnx_from_model
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 
 # Three layers between two that stay in float; `body` is what follows the middle one, from y to z.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 
 from engines.errors import ConfigError
+from exporter.architectures.description import Hints
 from exporter.architectures.segformer import Segformer
+from exporter.detect import model_from_state_dict
 from exporter.load import load_model, network_size
 from exporter.request import LoadOptions
 from tests.test_segformer import shape_of
@@ -153,3 +157,88 @@ def test_sliding_windows_are_warned_about(tmp_path: Path) -> None:
     text = config(test_cfg="mode='slide', crop_size=(96, 96), stride=(64, 64)")
     loaded = load_model(checkpoint(tmp_path, meta={"cfg": text}))
     assert any("sliding windows" in warning for warning in loaded.warnings)
+
+
+def as_if_described(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Hints]:
+    """Changes what is found about the tensors; returns the hints that were given."""
+    given: list[Hints] = []
+
+    def found(tensors: Any, *, model: str | None, hints: Hints) -> Any:
+        given.append(hints)
+        net, description = model_from_state_dict(tensors, model=model, hints=hints)
+        return net, replace(description, **changes)
+
+    monkeypatch.setattr("exporter.load.model_from_state_dict", found)
+    return given
+
+
+def test_what_the_architecture_assumed_becomes_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_if_described(monkeypatch, assumed=("dilations 1, 12, 24, 36 assumed",))
+    loaded = load_model(checkpoint(tmp_path, meta={"cfg": config()}))
+    assert "dilations 1, 12, 24, 36 assumed" in loaded.warnings
+
+
+def test_without_a_configuration_the_trained_size_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_if_described(monkeypatch, trained_hw=(640, 320))
+    assert network_size(load_model(checkpoint(tmp_path)), (480, 640)) == ((640, 320), "stretch")
+
+
+def test_a_configuration_comes_before_the_trained_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_if_described(monkeypatch, trained_hw=(640, 640))
+    text = config(test_cfg="mode='slide', crop_size=(96, 64), stride=(64, 64)")
+    loaded = load_model(checkpoint(tmp_path, meta={"cfg": text}))
+    assert network_size(loaded, None) == ((96, 64), "stretch")
+
+
+def test_the_architecture_is_told_what_the_configuration_and_the_user_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = as_if_described(monkeypatch)
+    text = (
+        "model = dict(backbone=dict(type='ResNetV1c', strides=(1, 2, 1, 1), contract_dilation=True,"
+        " dilations=(1, 1, 2, 4)), decode_head=dict(type='ASPPHead', dilations=(1, 3)))"
+    )
+    load_model(checkpoint(tmp_path, meta={"cfg": text}), LoadOptions(keep_classes=2))
+    assert given == [
+        Hints(
+            strides=(1, 2, 1, 1),
+            dilations=(1, 1, 2, 4),
+            contract_dilation=True,
+            head_dilations=(1, 3),
+            keep_outputs=2,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "mean", "size"),
+    [
+        ({"image_mean": [0.5, 0.25, 0.75], "image_std": [0.2] * 3}, (127.5, 63.75, 191.25), None),
+        ({"image_mean": ["a", "b", "c"], "image_std": [0.2] * 3}, None, None),
+        ({"image_mean": 0.5, "image_std": 0.2}, None, None),
+        ({"image_mean": {"r": 1}, "image_std": [[1]]}, None, None),
+        ({"size": {"height": 384, "width": 256}}, None, (384, 256)),
+        ({"size": {"height": True, "width": -3}}, None, None),
+        ({"size": {"shortest_edge": 384}}, None, None),
+        ({"size": 384}, None, None),
+    ],
+)
+def test_a_preprocessor_of_hugging_face_says_normalisation_and_size_or_is_left_aside(
+    tmp_path: Path,
+    record: dict[str, Any],
+    mean: tuple[float, ...] | None,
+    size: tuple[int, int] | None,
+) -> None:
+    torch.manual_seed(0)
+    torch.save(Segformer(shape_of()).state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"model_type": "segformer"}')
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(record))
+    loaded = load_model(tmp_path)
+    assert loaded.mean == (mean or (123.675, 116.28, 103.53))
+    assert network_size(loaded, None)[0] == (size or (512, 512))

@@ -23,7 +23,7 @@ from exporter.onnx_graph import (
     onnx_from_model,
 )
 from exporter.parity import check_parity
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from tests.test_segformer import shape_of
 

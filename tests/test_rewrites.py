@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.architectures.segformer import Segformer
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from tests.test_segformer import shape_of
 
 

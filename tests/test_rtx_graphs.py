@@ -28,7 +28,7 @@ from calibration.quantize import QuantizeRecord, int8_onnx_from_ranges
 from calibration.ranges import ranges_from_images
 from exporter.architectures.segformer import Segformer
 from exporter.onnx_graph import GraphSpec, decomposed_layer_norms, onnx_from_model
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from tests.rtx.builder import Outcome, outcome_of_build
 from tests.test_segformer import DEPTHS, shape_of

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engines.errors import CheckpointError, ConfigError
+from exporter.architectures.description import Hints
 from exporter.architectures.segformer import Segformer, SegformerShape
 from exporter.detect import model_from_state_dict
 
@@ -102,7 +103,7 @@ def test_an_auxiliary_head_is_left_out() -> None:
 def test_keeping_two_outputs_keeps_the_first_two() -> None:
     tensors = tensors_of(shape_of(num_outputs=5))
     whole, _ = model_from_state_dict(tensors)
-    sliced, description = model_from_state_dict(tensors, keep_outputs=2)
+    sliced, description = model_from_state_dict(tensors, hints=Hints(keep_outputs=2))
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(sliced(image), whole(image)[:, :2], rtol=1e-4, atol=1e-6)
@@ -112,7 +113,7 @@ def test_keeping_two_outputs_keeps_the_first_two() -> None:
 @pytest.mark.parametrize("count", [0, -1, 5])
 def test_keeping_an_impossible_number_of_outputs_is_refused(count: int) -> None:
     with pytest.raises(ConfigError, match=r"expected 1 to 4"):
-        model_from_state_dict(tensors_of(shape_of()), keep_outputs=count)
+        model_from_state_dict(tensors_of(shape_of()), hints=Hints(keep_outputs=count))
 
 
 def test_a_model_name_that_does_not_fit_is_refused_with_what_was_found() -> None:
@@ -161,7 +162,7 @@ def test_an_encoder_without_a_head_is_refused_by_that_name() -> None:
     [
         ("decode_head.cls_emb", "Segmenter"),
         ("segformer.stages.0.blocks.0.norm1.weight", "SegFormer under transformers 5's inner"),
-        ("decode_head.kernel_update_head.0.weight", "K-Net"),
+        ("sem_seg_head.pixel_decoder.csm.0.mlp.0.mlp.0.weight", "PEM"),
         ("sem_seg_head.pixel_decoder.input_proj.0.0.weight", "Mask2Former"),
         ("backbone.layer4.0.conv1.weight", "a ResNet"),
         ("something.else", "no family known here"),

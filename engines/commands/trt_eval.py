@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=MODES,
         default="whole",
-        help="whole images at the network's size, or windows of images at their own size, which "
-        "needs a bundle with logits  [default: whole]",
+        help="whole images at the network's size, or windows of images at the scale that is "
+        "recorded (else their own), which needs a bundle with logits  [default: whole]",
     )
     parser.add_argument(
         "--against",

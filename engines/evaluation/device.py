@@ -18,6 +18,7 @@ from engines.dataset import Pair, pairs_from_folder
 from engines.errors import ConfigError, DeviceError, GateError, UserError
 from engines.evaluation.device_rows import DeviceRow, Task, device_row
 from engines.evaluation.evaluate import Evaluation, pairs_sha256
+from engines.evaluation.preparation import preparation_from_record, scale_text
 from engines.evaluation.recorded import Recorded, recorded_from_bundle, same_images_lines
 from engines.evaluation.reference import reference_from_bundle
 from engines.evaluation.request import DeviceRequest
@@ -206,7 +207,7 @@ def _report_record(
         "input_hw": list(bundle.input.hw),
         "classes": list(bundle.classes),
         "palette": [list(rgb) for rgb in bundle.palette],
-        "rows": [*first, *(row.row for row in rows)],
+        "rows": [*first, *(_with_mode(row, request.mode) for row in rows)],
         "gate": None,
         "calibration": None,
         "parity": None,
@@ -217,11 +218,16 @@ def _report_record(
     }
 
 
+def _with_mode(row: DeviceRow, mode: str) -> Dict[str, Any]:
+    """How the row's scores came about, if it has any."""
+    return row.row if row.evaluation is None else {**row.row, "mode": mode, "tta": "none"}
+
+
 def _warnings(task: Task, rows: Sequence[DeviceRow], recorded: Optional[Recorded]) -> List[str]:
     evaluation = _last_evaluation(rows)
     lines = list(dict.fromkeys(line for row in rows for line in row.notes))
     if task.windows is not None:
-        lines += _slide_lines(task.windows, recorded)
+        lines += _slide_lines(task.windows, task.bundle)
     elif task.references is None:
         lines.append(
             "no agreement with PyTorch: the bundle holds no labels of it (export with "
@@ -235,6 +241,7 @@ def _warnings(task: Task, rows: Sequence[DeviceRow], recorded: Optional[Recorded
     if recorded is None:
         lines.append("PyTorch's mIoU is not known: the bundle was exported without --val")
     else:
+        lines += _way_lines(recorded, task.request.mode)
         lines += same_images_lines(recorded, evaluation.images_sha256, evaluation.images)
     if task.bundle.test_mode["mode"] == "slide" and task.windows is None:
         lines.append(
@@ -249,19 +256,27 @@ def _warnings(task: Task, rows: Sequence[DeviceRow], recorded: Optional[Recorded
     ]
 
 
-def _slide_lines(windows: Windows, recorded: Optional[Recorded]) -> List[str]:
+def _slide_lines(windows: Windows, bundle: Bundle) -> List[str]:
     (height, width), (down, across) = windows.size, windows.stride
-    lines = [
-        f"windows of {height}x{width} every {down}x{across} pixels on images of their own size; "
+    scale = scale_text(preparation_from_record(bundle.test_mode).tested)
+    return [
+        f"windows of {height}x{width} every {down}x{across} pixels on images of {scale}; "
         "time, fps and energy are of one call of the network, not of an image",
         "no agreement with PyTorch: its labels were stored for whole images",
     ]
-    if recorded is not None:
-        lines.append(
-            "PyTorch's mIoU is of whole images, the others are of windows: the change is not due "
-            "to the device alone"
-        )
-    return lines
+
+
+def _way_lines(recorded: Recorded, mode: str) -> List[str]:
+    """What must be said where PyTorch's images were run in another way."""
+    names = {"whole": "whole images", "slide": "windows"}
+    there, tta = recorded.row.get("mode") or "whole", recorded.row.get("tta") or "none"
+    if (there, tta) == (mode, "none"):
+        return []
+    augmented = "" if tta == "none" else f" with {tta}"
+    return [
+        f"PyTorch's mIoU is of {names.get(there, there)}{augmented}, the others are of "
+        f"{names[mode]}: the change is not due to the device alone"
+    ]
 
 
 def _gate(

@@ -14,10 +14,11 @@ from engines.bundle_runtime import Opened, Wish, open_bundle
 from engines.dataset import Pair
 from engines.errors import DatasetError, EngineError, ImageError, UserError
 from engines.evaluation.evaluate import Evaluation, evaluate_predictors
+from engines.evaluation.image_predictor import sliding_predictor
 from engines.evaluation.reference import ReferenceLabels
 from engines.evaluation.request import DeviceRequest
 from engines.evaluation.scored_rows import check_something_was_scored, row_with_scores
-from engines.evaluation.sliding import SlidingPredictor, Windows
+from engines.evaluation.sliding import Windows
 from engines.images import sha256_of_file
 from engines.progress import Progress
 from engines.resize import Labels
@@ -102,10 +103,7 @@ def _scored(
 ) -> Tuple[Evaluation, Tuple[str, ...]]:
     """The scores of one predictor, and what there is to say about how it ran."""
     bundle, predictor = task.bundle, opened.predictor
-    sliding = None
-    if task.windows is not None:
-        batch = predictor.fixed_batch or bundle.input.batch[1]
-        sliding = SlidingPredictor(predictor, task.windows, batch=batch)
+    sliding = None if task.windows is None else sliding_predictor(predictor, bundle)
     evaluation = evaluate_predictors(
         [predictor if sliding is None else sliding],
         task.pairs,
@@ -122,7 +120,7 @@ def _scored(
     check_something_was_scored(evaluation)
     lines = [*opened.notes, *getattr(predictor, "notes", ())]
     if sliding is not None:
-        mean = sliding.window_count / max(sliding.image_count, 1)
+        mean = sliding.call_count / max(sliding.image_count, 1)
         lines.append(f"{mean:.1f} windows an image on average")
     return evaluation, tuple(f"{form.name}: {line}" for line in lines)
 

@@ -11,7 +11,7 @@ from engines.errors import ConfigError
 from engines.reports.report import FILE_NAME, report_from_file
 
 PYTORCH = "PyTorch"  # how the `runtime` of its row begins
-_KEPT = ("form", "precision", "runtime", "file", "sha256", "file_mb")
+_KEPT = ("form", "precision", "runtime", "file", "sha256", "file_mb", "mode", "tta")
 _SCORES = ("miou", "macc", "aacc", "iou", "acc")
 
 

@@ -6,24 +6,17 @@ https://github.com/open-mmlab/mmsegmentation/blob/v1.2.2/mmseg/models/segmentors
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Protocol, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from engines.bundle import Bundle
 from engines.errors import ConfigError, InputError
-from engines.evaluation.evaluate import Prediction
-from engines.resize import Image, Labels, ResizeRule, resize_bilinear
+from engines.evaluation.resized_logits import Logits
+from engines.resize import Image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    Logits = NDArray[np.float32]  # (K, H, W), K outputs; of a batch (N, K, H, W)
-else:
-    Logits = np.ndarray
-
-# Rows resized at a time: K * 64 * width * 4 bytes, once more for the indices.
-_BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -57,12 +50,27 @@ class Windows:
     def image_hw(self, image_hw: Tuple[int, int]) -> Tuple[int, int]:
         """The size at which an image is cut: its own, enlarged, ratio kept, if a side is too short.
 
-        mmsegmentation resizes by its test pipeline first, which checkpoints do not hold, and
-        shrinks the window where the image is smaller, which a graph of fixed size cannot.
+        mmsegmentation shrinks the window instead (`within`), which a graph of fixed size cannot.
         """
         scale = max(1.0, self.size[0] / image_hw[0], self.size[1] / image_hw[1])
         height = max(self.size[0], int(image_hw[0] * scale + 0.5))
         return height, max(self.size[1], int(image_hw[1] * scale + 0.5))
+
+    def within(self, image_hw: Tuple[int, int]) -> Windows:
+        """No larger than the image, as mmsegmentation cuts it: one window along a short side."""
+        height, width = (min(self.size[axis], image_hw[axis]) for axis in (0, 1))
+        return Windows((height, width), (min(self.stride[0], height), min(self.stride[1], width)))
+
+    def count(self, image_hw: Tuple[int, int]) -> int:
+        """How many windows an image has that is as large as one or larger."""
+        tops, lefts = self.starts(image_hw)
+        return len(tops) * len(lefts)
+
+
+def windows_of_size(size: Tuple[int, int], stride: Optional[Tuple[int, int]] = None) -> Windows:
+    """Without a stride it is two thirds of the window."""
+    thirds = max(1, 2 * size[0] // 3), max(1, 2 * size[1] // 3)
+    return Windows(size, stride or thirds)
 
 
 def windows_from_bundle(bundle: Bundle) -> Windows:
@@ -71,12 +79,11 @@ def windows_from_bundle(bundle: Bundle) -> Windows:
     Where none is recorded, or one for windows of another size, two thirds of the window.
     """
     size = bundle.input.hw
-    thirds = max(1, 2 * size[0] // 3), max(1, 2 * size[1] // 3)
     crop: object = bundle.test_mode.get("crop_size")
     stride: Any = bundle.test_mode.get("stride")
     usable = isinstance(stride, list) and len(stride) == 2 and crop in (None, list(size))
     if not usable or not all(type(stride[i]) is int and 1 <= stride[i] <= size[i] for i in (0, 1)):
-        return Windows(size, thirds)
+        return windows_of_size(size)
     return Windows(size, (stride[0], stride[1]))
 
 
@@ -99,6 +106,10 @@ def logit_bands(
             do="enlarge it first (Windows.image_hw)",
         )
     tops, lefts = windows.starts((height, width))
+    if len(tops) == len(lefts) == 1:  # nothing to average, and no copy of what may be large
+        whole = np.ascontiguousarray(image)[np.newaxis]
+        yield _checked_logits(logits_of(whole), 1, windows)[0]
+        return
     across = _visits(lefts, windows.size[1], width)
     down = _visits(tops, windows.size[0], height)
     waiting = None  # sums of the rows below `top` that later windows add to
@@ -110,105 +121,8 @@ def logit_bands(
             sums[:, : waiting.shape[1]] += waiting
         done = following - top
         band, waiting = sums[:, :done], sums[:, done:]
-        yield band / (down[top:following, np.newaxis] * across)
-
-
-def sliding_labels(
-    logits_of: Callable[[Image], Logits],
-    image: Image,
-    windows: Windows,
-    *,
-    batch: int = 1,
-    align_corners: bool = False,
-) -> Labels:
-    """Labels (H, W) uint8 of an image (H, W, C) uint8 of any size, newly allocated.
-
-    An image with a side shorter than the window's is enlarged for the windows and its logits are
-    resized back, K * enlarged height * enlarged width * 4 bytes; others need `logit_bands`'s
-    memory only. `align_corners` is that of the head, for resizing back.
-    """
-    image_hw = (image.shape[0], image.shape[1])
-    cut_hw = windows.image_hw(image_hw)
-    if cut_hw == image_hw:
-        bands = logit_bands(logits_of, image, windows, batch=batch)
-        return np.concatenate([band.argmax(axis=0).astype(np.uint8) for band in bands])
-    enlarged = resize_bilinear(image, cut_hw)
-    bands = logit_bands(logits_of, enlarged, windows, batch=batch)
-    logits = np.concatenate(list(bands), axis=1)
-    return labels_from_logits(logits, image_hw, align_corners=align_corners)
-
-
-def labels_from_logits(
-    logits: Logits, hw: Tuple[int, int], *, align_corners: bool = False
-) -> Labels:
-    """Labels (H, W) uint8 of logits (K, h, w) resized to `hw`, bilinearly as PyTorch does it.
-
-    The resized logits are made a few rows at a time. Raises InputError for a size below 1.
-    """
-    if min(hw) < 1:
-        raise InputError(f"size {tuple(hw)}", expected="1 or more", do="give another size")
-    rows = _taps(logits.shape[1], hw[0], align_corners)
-    left, right, weight = _taps(logits.shape[2], hw[1], align_corners)
-    labels = np.empty(hw, np.uint8)
-    for start in range(0, hw[0], _BLOCK_ROWS):
-        upper, lower, share = (tap[start : start + _BLOCK_ROWS] for tap in rows)
-        share = share[:, np.newaxis]
-        mixed = logits[:, upper] * (1 - share) + logits[:, lower] * share
-        resized = mixed[:, :, left] * (1 - weight) + mixed[:, :, right] * weight
-        labels[start : start + _BLOCK_ROWS] = resized.argmax(axis=0)
-    return labels
-
-
-class LogitsPredictor(Protocol):
-    """A predictor that gives logits: ONNX Runtime and TensorRT alike."""
-
-    @property
-    def name(self) -> str:
-        """Its row in tables."""
-
-    @property
-    def has_logits(self) -> bool:
-        """Whether the graph has that output."""
-
-    def logits(self, batch: Image) -> Logits:
-        """(N, K, H, W) float32 of a batch (N, H, W, C) uint8."""
-
-
-class SlidingPredictor:
-    """Runs another predictor on windows: give it whole images (`evaluate_predictors` can).
-
-    The predictor stays the caller's to close. Attributes: `name`, `windows`, and how much was run
-    so far, `window_count` and `image_count`.
-    """
-
-    def __init__(self, predictor: LogitsPredictor, windows: Windows, *, batch: int = 1) -> None:
-        """`batch` windows are run at once; ConfigError for a predictor without logits."""
-        if not predictor.has_logits:
-            raise ConfigError(
-                f"{predictor.name}, which gives labels only",
-                expected="logits: sliding windows are averaged before the labels are chosen",
-                do="export the model with --output logits or --output both, or use --mode whole",
-            )
-        self.name, self.windows = predictor.name, windows
-        self.window_count = self.image_count = 0
-        self._predictor, self._batch = predictor, batch
-
-    def predict(self, image: Image, image_hw: Tuple[int, int], rule: ResizeRule) -> Prediction:
-        """Labels of a whole image (H, W, C), `image_hw` its size; `rule` is not used."""
-        if image.shape[:2] != tuple(image_hw):
-            raise InputError(
-                f"an image of {image.shape[0]}x{image.shape[1]} that stands for one of "
-                f"{image_hw[0]}x{image_hw[1]}",
-                expected="the whole image",
-                do="pass whole_images to evaluate_predictors",
-            )
-        labels = sliding_labels(self._logits, image, self.windows, batch=self._batch)
-        self.image_count += 1
-        return Prediction(network=labels, image=labels)
-
-    def _logits(self, batch: Image) -> Logits:
-        self.window_count += len(batch)
-        return self._predictor.logits(batch)
+        band /= down[top:following, np.newaxis] * across
+        yield band
 
 
 def _starts(length: int, size: int, stride: int) -> List[int]:
@@ -236,13 +150,8 @@ def _row_of_windows(
     sums = None
     for index in range(0, len(lefts), batch):
         group = lefts[index : index + batch]
-        found = logits_of(np.stack([rows[:, left : left + width] for left in group]))
-        if found.ndim != 4 or (len(found), *found.shape[2:]) != (len(group), height, width):
-            raise InputError(
-                f"logits of shape {found.shape} for {len(group)} windows",
-                expected=f"({len(group)}, K, {height}, {width})",
-                do="export the model again: its logits must be as large as its input",
-            )
+        given = np.stack([rows[:, left : left + width] for left in group])
+        found = _checked_logits(logits_of(given), len(group), windows)
         if sums is None:
             sums = np.zeros((found.shape[1], height, rows.shape[1]), np.float32)
         for place, left in enumerate(group):
@@ -251,18 +160,12 @@ def _row_of_windows(
     return sums
 
 
-def _taps(
-    size: int, output: int, align_corners: bool
-) -> Tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For each output index two source indices and the weight of the second one.
-
-    https://github.com/pytorch/pytorch/blob/v2.4.0/aten/src/ATen/native/UpSample.h
-    """
-    index = np.arange(output, dtype=np.float64)
-    if align_corners:
-        position = index * ((size - 1) / (output - 1) if output > 1 else 0.0)
-    else:
-        position = np.maximum((index + 0.5) * (size / output) - 0.5, 0.0)
-    first = np.minimum(position.astype(np.int64), size - 1)
-    second = np.minimum(first + 1, size - 1)
-    return first, second, (position - first).astype(np.float32)
+def _checked_logits(found: Logits, count: int, windows: Windows) -> Logits:
+    height, width = windows.size
+    if found.ndim != 4 or (len(found), *found.shape[2:]) != (count, height, width):
+        raise InputError(
+            f"logits of shape {found.shape} for {count} windows",
+            expected=f"({count}, K, {height}, {width})",
+            do="export the model again: its logits must be as large as its input",
+        )
+    return found

@@ -31,6 +31,8 @@ _ROW_KINDS = {
     "temperature_c": "number",
     **dict.fromkeys(("iou", "acc", "notes"), "list"),
     **dict.fromkeys(("batch", "warmup", "runs", "threads"), "count"),
+    "mode": "text",  # of the scores: whole images or windows ("slide")
+    "tta": "text",  # test-time augmentation of the scores: none, flip, ms or ms+flip
     "power_source": "text",  # the rail or sensor that `power_w` was read from
     "throttled": "flag",
     "fusion": "object",  # what the engine inspector counted: layers, reformats and their time

@@ -17,7 +17,7 @@ def difference_lines(reports: Sequence[Report], labels: Sequence[str]) -> List[s
         *_differing("model", reports, labels, _checkpoint),
         *_differing("validation images", reports, labels, _data),
         *_differing("input size", reports, labels, _input_hw),
-        *_differing("test mode", reports, labels, lambda report: report["mode"] or "whole"),
+        *_differing("test mode", reports, labels, _mode),
         *_differing("batch", reports, labels, _batch),
         *_setting_lines(reports, labels),
         *_clock_lines(reports, labels),
@@ -55,6 +55,12 @@ def _data(report: Report) -> str:
 def _input_hw(report: Report) -> str:
     sides = report["input_hw"]
     return " × ".join(str(side) for side in sides) if sides else NOT_RECORDED
+
+
+def _mode(report: Report) -> str:
+    """Whole images or windows, and each test-time augmentation that there is."""
+    used = dict.fromkeys(row["tta"] for row in report["rows"] if row["tta"] not in (None, "none"))
+    return ", ".join([report["mode"] or "whole", *used])
 
 
 def _batch(report: Report) -> str:

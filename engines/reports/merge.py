@@ -17,6 +17,7 @@ from engines.reports.report import (
     aligned_table,
     cell_text,
     checked_report,
+    form_text,
     json_text,
     markdown_text,
     measured_columns,
@@ -98,7 +99,7 @@ def merged_markdown(
     for row in merged["rows"]:
         device = row_device(merged, row)
         cells = [cell_text(row, key, digits) for _, key, digits in columns]
-        texts = [row[key] or "–" for key in ("form", "runtime", "precision")]
+        texts = [form_text(row), *(row[key] or "–" for key in ("runtime", "precision"))]
         table.append(["" if device == above else device, *texts, *cells])
         above = device
     lines += aligned_table(headings, table, left=4, shown=shown)

@@ -31,6 +31,7 @@ __all__ = [
     "check_writable",
     "checked_report",
     "comparison_rows",
+    "form_text",
     "json_text",
     "markdown_row",
     "markdown_text",
@@ -128,7 +129,8 @@ def comparison_rows(
     rows = rows_with_change(checked_report(report))
     columns = [column for column in measured_columns(rows) if keys is None or column[1] in keys]
     cells = [
-        (row["form"], *(cell_text(row, key, digits) for _, key, digits in columns)) for row in rows
+        (form_text(row), *(cell_text(row, key, digits) for _, key, digits in columns))
+        for row in rows
     ]
     return [("form", *(heading for heading, _, _ in columns)), *cells]
 
@@ -142,6 +144,12 @@ def table_markdown(report: Mapping[str, Any]) -> str:
         if row.get("error"):
             lines += ["", f"{markdown_text(row['form'])}: {markdown_text(row['error'])}"]
     return "\n".join(lines) + "\n"
+
+
+def form_text(row: Mapping[str, Any]) -> str:
+    """The form of a checked row, and how images were run if not whole and without augmentation."""
+    how = [row.get("mode") or "whole", row.get("tta") or "none"]
+    return ", ".join([row["form"], *(text for text in how if text not in ("whole", "none"))])
 
 
 def measured_columns(rows: Sequence[Mapping[str, Any]]) -> List[Column]:

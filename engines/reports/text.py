@@ -11,6 +11,7 @@ from engines.reports.report import (
     aligned_table,
     cell_text,
     checked_report,
+    form_text,
     markdown_text,
     rows_with_change,
 )
@@ -100,7 +101,7 @@ def _table_of_rows(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], shown
     parts = []
     if columns:
         cells = [
-            [row["form"], *(cell_text(row, key, digits) for _, key, digits in columns)]
+            [form_text(row), *(cell_text(row, key, digits) for _, key, digits in columns)]
             for row in told
         ]
         parts.append(

@@ -1,4 +1,4 @@
-"""What an architecture's detection rule returns."""
+"""What an architecture's detection rule returns, and what it is told beside the tensors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Found from the tensors alone.
+    """Found from the tensors alone, but for what `assumed` says.
 
     `name` is what `--model` is compared with, for example "segformer-b0". `source` is the key
-    style: "mmsegmentation", "NVlabs" or "Hugging Face". `parameters` counts trained numbers.
+    style: "mmsegmentation", "NVlabs", "Hugging Face", … `parameters` counts trained numbers.
+    `trained_hw` is the input's height and width where the shapes tell it (position embeddings).
+    `assumed`: sentences, for people, on what no tensor tells and nobody said.
     """
 
     architecture: str
@@ -25,10 +27,38 @@ class ModelDescription:
     num_outputs: int
     parameters: int
     source: str
+    trained_hw: tuple[int, int] | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return f"{self.architecture}-{self.variant}"
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What shapes cannot tell: the configuration beside the weights says it, or the user.
+
+    None where it is not said: then the architecture's usual value holds, and is named in
+    `ModelDescription.assumed` where others are in use.
+
+    `strides` and `dilations` are ResNet's, one a stage; with `contract_dilation` the first block of
+    a stage has half its dilation. `head_dilations` are those of ASPP, `pool_scales` those of
+    pyramid pooling, `num_heads` those of the decoder's attention. `keep_outputs`: only the first
+    ones are wanted.
+    """
+
+    align_corners: bool | None = None
+    strides: tuple[int, ...] | None = None
+    dilations: tuple[int, ...] | None = None
+    contract_dilation: bool | None = None
+    head_dilations: tuple[int, ...] | None = None
+    pool_scales: tuple[int, ...] | None = None
+    num_heads: int | None = None
+    keep_outputs: int | None = None
+
+
+NO_HINTS = Hints()
 
 
 class Architecture(Protocol):
@@ -40,15 +70,13 @@ class Architecture(Protocol):
         """True when these tensor names are this architecture's, in a style it can read."""
 
     def model_from_tensors(
-        self,
-        tensors: Mapping[str, Tensor],
-        *,
-        align_corners: bool,
-        keep_outputs: int | None,
+        self, tensors: Mapping[str, Tensor], hints: Hints
     ) -> tuple[nn.Module, ModelDescription]:
         """The loaded module in eval mode (float32), and what it is.
 
-        Raises CheckpointError when tensors are missing, left over or of the wrong shape.
+        The module takes normalised images (N, C, H, W) and gives logits (N, num_outputs, h, w) of
+        any size, which are resized to the image's. Raises CheckpointError when tensors are missing,
+        left over or of the wrong shape, and ConfigError for hints that do not fit.
         """
 
     def layer_paths(self, module: str, style: str) -> tuple[str, ...]:

@@ -16,6 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exporter.architectures.layers import (
+    ConvBn,
+    QkvProjection,
+    hw_of,
+    joined_heads,
+    map_from_sequence,
+    resize_bilinear,
+    sequence_from_map,
+    split_heads,
+)
+
 PATCH_SIZES = (7, 3, 3, 3)
 STRIDES = (4, 2, 2, 2)
 
@@ -43,32 +54,6 @@ class SegformerShape:
     align_corners: bool = False
 
 
-def sequence_from_map(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H*W, C)."""
-    n_channels, h, w = int(x.shape[1]), int(x.shape[2]), int(x.shape[3])
-    return x.reshape(-1, n_channels, h * w).transpose(1, 2)
-
-
-def map_from_sequence(x: Tensor, hw: tuple[int, int]) -> Tensor:
-    """(N, H*W, C) -> (N, C, H, W)."""
-    return x.transpose(1, 2).reshape(-1, int(x.shape[2]), hw[0], hw[1])
-
-
-def resize_bilinear(x: Tensor, hw: tuple[int, int], align_corners: bool) -> Tensor:
-    """Bilinear resize of (N, C, H, W) to `hw`.
-
-    Whole-number factors are given as factors, so that an ONNX graph with a free batch size needs
-    no Shape operator.
-    """
-    h, w = int(x.shape[2]), int(x.shape[3])
-    if (h, w) == hw:
-        return x
-    if hw[0] % h == 0 and hw[1] % w == 0 and not align_corners:
-        scale = (float(hw[0] // h), float(hw[1] // w))
-        return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
-    return F.interpolate(x, size=hw, mode="bilinear", align_corners=align_corners)
-
-
 class PatchEmbed(nn.Module):
     """Overlapping patches: strided convolution, then LayerNorm over channels."""
 
@@ -79,26 +64,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x = self.projection(x)
-        hw = (int(x.shape[2]), int(x.shape[3]))
+        hw = hw_of(x)
         return self.norm(sequence_from_map(x)), hw
-
-
-class QkvProjection(nn.Module):
-    """The parameters of torch.nn.MultiheadAttention under their own names."""
-
-    def __init__(self, dim: int, bias: bool) -> None:
-        super().__init__()
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim)) if bias else None
-        self.out_proj = nn.Linear(dim, dim, bias=bias)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-
-    def split(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
-        """Weight and bias of q, k and v."""
-        weights = self.in_proj_weight.chunk(3)
-        if self.in_proj_bias is None:
-            return tuple((w, None) for w in weights)
-        return tuple(zip(weights, self.in_proj_bias.chunk(3), strict=True))
 
 
 class EfficientAttention(nn.Module):
@@ -118,14 +85,9 @@ class EfficientAttention(nn.Module):
             source = self.norm(sequence_from_map(self.sr(map_from_sequence(x, hw))))
         (wq, bq), (wk, bk), (wv, bv) = self.attn.split()
         q, k, v = F.linear(x, wq, bq), F.linear(source, wk, bk), F.linear(source, wv, bv)
-        q, k, v = (self._split_heads(t) for t in (q, k, v))
+        q, k, v = (split_heads(t, self.num_heads) for t in (q, k, v))
         weights = (q @ k.transpose(2, 3) * int(q.shape[3]) ** -0.5).softmax(dim=3)
-        out = (weights @ v).transpose(1, 2).reshape(-1, hw[0] * hw[1], int(x.shape[2]))
-        return self.attn.out_proj(out)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        n_tokens, dim = int(x.shape[1]), int(x.shape[2])
-        return x.reshape(-1, n_tokens, self.num_heads, dim // self.num_heads).transpose(1, 2)
+        return self.attn.out_proj(joined_heads(weights @ v))
 
 
 class MixFFN(nn.Module):
@@ -192,18 +154,6 @@ class MixTransformer(nn.Module):
         return maps
 
 
-class ConvBn(nn.Module):
-    """1x1 convolution without bias, BatchNorm, ReLU (mmcv's ConvModule)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
-
-
 class ConvHead(nn.Module):
     """mmsegmentation's SegformerHead: `ConvBn` per stage, upsample, concatenate c1..c4, fuse."""
 
@@ -216,7 +166,7 @@ class ConvHead(nn.Module):
         self.conv_seg = nn.Conv2d(width, shape.num_outputs, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        hw = (int(maps[0].shape[2]), int(maps[0].shape[3]))
+        hw = hw_of(maps[0])
         outs = [
             resize_bilinear(conv(x), hw, self.align_corners)
             for conv, x in zip(self.convs, maps, strict=True)
@@ -236,10 +186,10 @@ class LinearHead(nn.Module):
         self.conv_seg = nn.Conv2d(width, shape.num_outputs, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        hw = (int(maps[0].shape[2]), int(maps[0].shape[3]))
+        hw = hw_of(maps[0])
         outs = []
         for linear, x in zip(self.linear_c, maps, strict=True):
-            own_hw = (int(x.shape[2]), int(x.shape[3]))
+            own_hw = hw_of(x)
             projected = map_from_sequence(linear(sequence_from_map(x)), own_hw)
             outs.append(resize_bilinear(projected, hw, self.align_corners))
         return self.conv_seg(self.linear_fuse(torch.cat(outs[::-1], dim=1)))

@@ -12,8 +12,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from engines.errors import CheckpointError, ConfigError
-from exporter.architectures.description import ModelDescription
+from engines.errors import CheckpointError
+from exporter.architectures.description import NO_HINTS, Hints, ModelDescription
+from exporter.architectures.loading import (
+    Rules,
+    check_keep_outputs,
+    count_children,
+    load_strictly,
+    paths_after,
+    renamed,
+    tensors_of,
+    usable_tensors,
+)
 from exporter.architectures.segformer import Segformer, SegformerShape
 
 NAME = "segformer"
@@ -76,6 +86,7 @@ _HF_RULES = (
     (r"^decode_head\.batch_norm\.", "decode_head.linear_fuse.bn."),
     (r"^decode_head\.classifier\.", "decode_head.conv_seg."),
 )
+_RULES: dict[str, Rules] = {"NVlabs": _NVLABS_RULES, "Hugging Face": _HF_RULES}
 # mmsegmentation's module path -> path(s) after `exporter.rewrites`.
 _LAYER_RULES = (
     (r"\.attn\.kv$", (".attn.k", ".attn.v")),
@@ -94,7 +105,7 @@ def recognises(keys: frozenset[str]) -> bool:
 
 
 def model_from_tensors(
-    tensors: Mapping[str, Tensor], *, align_corners: bool = False, keep_outputs: int | None = None
+    tensors: Mapping[str, Tensor], hints: Hints = NO_HINTS
 ) -> tuple[nn.Module, ModelDescription]:
     """See `Architecture.model_from_tensors`."""
     style = _style(frozenset(tensors))
@@ -105,29 +116,21 @@ def model_from_tensors(
             do="give the checkpoint of the whole model, not the pretrained backbone",
         )
     named = _canonical(tensors, style)
-    try:
-        if keep_outputs is not None:
-            named = _keep_first_outputs(named, keep_outputs)
-        shape = _shape_from_tensors(named, style, align_corners)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"a SegFormer checkpoint ({style} names) without the expected tensor {error}",
-            expected="the tensors of all four stages and of the decode head",
-            do="save the whole model's state dict again",
-        ) from error
+    with tensors_of("SegFormer", style):
+        if hints.keep_outputs is not None:
+            named = _keep_first_outputs(named, hints.keep_outputs)
+        shape = _shape_from_tensors(named, style, bool(hints.align_corners))
     with torch.device("meta"):
         model = Segformer(shape)
-    _load(model, named)
-    parameters = sum(p.numel() for p in model.parameters())
-    variant = VARIANTS.get((shape.embed_dims, shape.depths), "custom")
+    load_strictly(model, named, "SegFormer")
     description = ModelDescription(
         architecture=NAME,
-        variant=variant,
+        variant=VARIANTS.get((shape.embed_dims, shape.depths), "custom"),
         head=shape.head_kind,
         head_channels=shape.head_channels,
         in_channels=shape.in_channels,
         num_outputs=shape.num_outputs,
-        parameters=parameters,
+        parameters=sum(p.numel() for p in model.parameters()),
         source=style,
     )
     return model.eval(), description
@@ -141,10 +144,7 @@ def layer_paths(module: str, style: str) -> tuple[str, ...]:
     the graph does not have for one that the rewrites took apart.
     """
     path = _renamed(f"{module}.weight", style).removesuffix(".weight")
-    for pattern, targets in _LAYER_RULES:
-        if re.search(pattern, path):
-            return tuple(re.sub(pattern, target, path) for target in targets)
-    return (path,)
+    return paths_after(path, _LAYER_RULES)
 
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -181,36 +181,21 @@ def _i(match: re.Match[str]) -> int:
 
 def _canonical(tensors: Mapping[str, Tensor], style: str) -> dict[str, Tensor]:
     """mmsegmentation's names, float32; training-only tensors left out."""
-    named: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("auxiliary_head."):
-            continue
-        if style == "NVlabs" and key.startswith("decode_head.conv_seg."):
-            continue  # left over in NVlabs' files; the live classifier is linear_pred
-        key = _renamed(key, style)
-        named[key] = tensor.float() if tensor.is_floating_point() else tensor
+    # Left over in NVlabs' files, where the live classifier is linear_pred.
+    dropped = ("decode_head.conv_seg.",) if style == "NVlabs" else ()
+    named = {_renamed(k, style): t for k, t in usable_tensors(tensors, dropped=dropped).items()}
     for key in [k for k in named if k.endswith((".attn.q.weight", ".attn.q.bias"))]:
         _join_projections(named, key, ".attn.q.", (".attn.q.", ".attn.kv."))
     for key in [k for k in named if k.endswith((".attn.query.weight", ".attn.query.bias"))]:
         _join_projections(
             named, key, ".attn.query.", (".attn.query.", ".attn.key.", ".attn.value.")
         )
-    for key in ("convs.0.bn", "convs.1.bn", "convs.2.bn", "convs.3.bn", "fusion_conv.bn",
-                "linear_fuse.bn"):  # fmt: skip
-        if f"decode_head.{key}.running_mean" in named:  # files from before torch 0.4.1 lack it
-            named.setdefault(f"decode_head.{key}.num_batches_tracked", torch.tensor(0))
     return named
 
 
 def _renamed(key: str, style: str) -> str:
     """A tensor's name of `style` as mmsegmentation's; q, k and v may still be apart."""
-    if style == "NVlabs":
-        for pattern, name in _NVLABS_RULES:
-            key = re.sub(pattern, name, key)
-    elif style == "Hugging Face":
-        for pattern, replacement in _HF_RULES:
-            key = re.sub(pattern, replacement, key)
-    return key
+    return renamed(key, _RULES.get(style, ()))
 
 
 def _join_projections(
@@ -224,13 +209,7 @@ def _join_projections(
 
 
 def _keep_first_outputs(named: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    available = named["decode_head.conv_seg.weight"].shape[0]
-    if not 1 <= count <= available:
-        raise ConfigError(
-            f"--keep-classes {count}",
-            expected=f"1 to {available}, the outputs of this checkpoint",
-            do="choose a number in that range or leave the option out",
-        )
+    check_keep_outputs(count, named["decode_head.conv_seg.weight"].shape[0])
     sliced = dict(named)
     for kind in ("weight", "bias"):
         key = f"decode_head.conv_seg.{kind}"
@@ -243,7 +222,7 @@ def _shape_from_tensors(
 ) -> SegformerShape:
     stages = range(4)
     dims = tuple(named[f"backbone.layers.{i}.0.projection.weight"].shape[0] for i in stages)
-    depths = tuple(_count_blocks(named, i) for i in stages)
+    depths = tuple(count_children(named, f"backbone.layers.{i}.1.") for i in stages)
     sr_ratios, mlp_ratios = [], []
     for i, dim in zip(stages, dims, strict=True):
         block = f"backbone.layers.{i}.1.0"
@@ -267,32 +246,3 @@ def _shape_from_tensors(
         patch_eps=patch_eps,
         align_corners=align_corners,
     )
-
-
-def _count_blocks(named: Mapping[str, Tensor], stage: int) -> int:
-    prefix = f"backbone.layers.{stage}.1."
-    return len({key[len(prefix) :].split(".")[0] for key in named if key.startswith(prefix)})
-
-
-def _load(model: nn.Module, named: dict[str, Tensor]) -> None:
-    """Strict loading; a linear layer stored for a 1x1 convolution gains its two axes."""
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - named.keys())
-    extra = sorted(named.keys() - expected.keys())
-    for key in named.keys() & expected.keys():
-        if named[key].dim() == 2 and tuple(expected[key].shape[2:]) == (1, 1):
-            named[key] = named[key][:, :, None, None]
-    wrong = sorted(
-        f"{key} {tuple(named[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected.keys() & named.keys()
-        if named[key].shape != expected[key].shape
-    )
-    if missing or extra or wrong:
-        raise CheckpointError(
-            "a checkpoint whose closest match is SegFormer, with "
-            f"{len(missing)} tensors missing, {len(extra)} left over, {len(wrong)} of another "
-            f"shape; first ones: {', '.join((missing + extra + wrong)[:4])}",
-            expected="exactly SegFormer's tensors",
-            do="check that the checkpoint is an unmodified SegFormer",
-        )
-    model.load_state_dict(named, strict=True, assign=True)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from engines.bundle_runtime import RUNTIMES
+from engines.evaluation.request import MODES
 from exporter.commands.options import PATH, Number, image_options
 from exporter.live import progress_for
 
@@ -35,6 +36,13 @@ Examples:
     default="auto",
     show_default=True,
     help="auto: TensorRT where it is installed, else ONNX Runtime.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="whole",
+    show_default=True,
+    help="slide: overlapping windows at the scale of the test pipeline; a bundle with logits.",
 )
 @click.option(
     "--alpha",

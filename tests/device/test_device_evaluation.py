@@ -348,6 +348,41 @@ def test_windows_run_over_images_of_their_own_size(device, tmp_path) -> None:
     assert "windows of 2x3 every 1x2 pixels" in said
     assert "TensorRT FP16: 4.0 windows an image on average" in said
     assert "PyTorch's mIoU is of whole images" in said
+    assert (row["mode"], row["tta"]) == ("slide", "none")
+
+
+def test_windows_run_at_the_scale_that_the_bundle_records(device, tmp_path) -> None:
+    # 6x10 pixels become 3x5: 4 windows; at their own size they would be 25.
+    red = np.zeros((6, 10))
+    data = labelled_folder(tmp_path / "data", {"a": (red, red)})
+    scale = {"limits": [5, 3], "keep_ratio": True, "multiple": 1}
+    bundle_in(
+        device.folder,
+        outputs=("labels", "logits"),
+        test_mode={"mode": "slide", "crop_size": [2, 3], "stride": [1, 2], "tested": scale},
+    )
+    device.engine("fp16", outputs=["labels", "logits"])
+    said = "\n".join(reported(device, data, mode="slide")["warnings"])
+    assert "TensorRT FP16: 4.0 windows an image on average" in said
+    assert "on images of 5x3 (width x height) with their ratio kept" in said
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ({"mode": "whole", "tta": "none"}, None),
+        ({"mode": "slide", "tta": "none"}, "mIoU is of windows, the others are of whole images"),
+        ({"mode": "whole", "tta": "flip"}, "mIoU is of whole images with flip, the others are of"),
+    ],
+)
+def test_pytorchs_images_that_were_run_in_another_way_are_told(device, data, way, said) -> None:
+    report = export_report()
+    report["rows"][0].update(way)
+    bundle_in(device.folder, report=report)
+    device.engine("fp16")
+    found = [line for line in reported(device, data)["warnings"] if "device alone" in line]
+    assert (said is None) == (found == [])
+    assert said is None or said in found[0]
 
 
 def test_windows_need_logits(device, data) -> None:

@@ -7,13 +7,9 @@ import pytest
 
 from engines.errors import ConfigError, InputError
 from engines.evaluation.evaluate import Prediction
-from engines.evaluation.sliding import (
-    SlidingPredictor,
-    Windows,
-    labels_from_logits,
-    logit_bands,
-    sliding_labels,
-)
+from engines.evaluation.image_predictor import GraphWindows, ImagePredictor
+from engines.evaluation.resized_logits import labels_from_logits
+from engines.evaluation.sliding import Windows, logit_bands
 from engines.resize import ResizeRule
 
 CLASSES = 3
@@ -26,6 +22,19 @@ def position_logits(batch: np.ndarray) -> np.ndarray:
     place = np.arange(height * width, dtype=np.float32).reshape(height, width)
     total = pixels.sum(axis=(1, 2), keepdims=True) / (height * width)
     return np.stack([pixels, total + place, pixels * 0 + 140.0], axis=1).astype(np.float32)
+
+
+class Logits:
+    """A predictor whose logits are `position_logits`."""
+
+    name, has_logits, fixed_batch = "logits", True, None
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        return position_logits(batch)
+
+
+def sliding(predictor: Logits, windows: Windows, *, batch: int = 1) -> ImagePredictor:
+    return ImagePredictor(GraphWindows(predictor, windows, batch=batch))
 
 
 def mmsegmentation_logits(image: np.ndarray, size: tuple, stride: tuple) -> np.ndarray:
@@ -101,7 +110,7 @@ def test_averaged_logits_are_mmsegmentations(
 
 def test_labels_are_the_largest_of_the_averaged_logits() -> None:
     image = noise(9, 14)
-    labels = sliding_labels(position_logits, image, Windows((4, 6), (3, 4)), batch=3)
+    labels = sliding(Logits(), Windows((4, 6), (3, 4)), batch=3).labels(image)
     expected = mmsegmentation_logits(image, (4, 6), (3, 4)).argmax(axis=0)
     assert labels.dtype == np.uint8
     assert labels.tolist() == expected.tolist()
@@ -151,12 +160,13 @@ def test_the_logits_of_an_enlarged_image_are_resized_back_before_the_labels_are_
     image = np.repeat(np.array([[[0]], [[200]]], np.uint8), 6, axis=1).repeat(3, axis=2)
     seen: list = []
 
-    def logits_of(batch: np.ndarray) -> np.ndarray:
-        seen.append(batch[0, :, 0, 0].tolist())
-        pixels = batch[..., 0].astype(np.float32)
-        return np.stack([pixels * 0 + 75.0, pixels], axis=1)
+    class Seen(Logits):
+        def logits(self, batch: np.ndarray) -> np.ndarray:
+            seen.append(batch[0, :, 0, 0].tolist())
+            pixels = batch[..., 0].astype(np.float32)
+            return np.stack([pixels * 0 + 75.0, pixels], axis=1)
 
-    labels = sliding_labels(logits_of, image, Windows((4, 6), (2, 3)))
+    labels = sliding(Seen(), Windows((4, 6), (2, 3))).labels(image)
     # OpenCV's rows at quarters: 0, 50, 150, 200. Back: means of two, 25 and 175, against 75.
     assert seen[0] == [0, 50, 150, 200]
     assert labels.tolist() == [[0] * 6, [1] * 6]
@@ -200,28 +210,19 @@ def test_logits_that_are_not_as_large_as_the_window_are_refused() -> None:
         )
 
 
-class Logits:
-    """A predictor whose logits are `position_logits`."""
-
-    name, has_logits = "logits", True
-
-    def logits(self, batch: np.ndarray) -> np.ndarray:
-        return position_logits(batch)
-
-
 def test_the_predictor_gives_the_same_labels_for_the_network_and_the_image() -> None:
-    predictor = SlidingPredictor(Logits(), Windows((4, 6), (3, 4)), batch=2)
+    predictor = sliding(Logits(), Windows((4, 6), (3, 4)), batch=2)
     image = noise(9, 14)
     found = predictor.predict(image, (9, 14), ResizeRule("stretch"))
     assert isinstance(found, Prediction)
     expected = mmsegmentation_logits(image, (4, 6), (3, 4)).argmax(axis=0)
     assert found.image.tolist() == found.network.tolist() == expected.tolist()
     # Rows at 0, 3 and 5 (6 shifted back), columns at 0, 4 and 8.
-    assert (predictor.name, predictor.window_count, predictor.image_count) == ("logits", 9, 1)
+    assert (predictor.name, predictor.call_count, predictor.image_count) == ("logits", 9, 1)
 
 
 def test_the_predictor_refuses_an_image_that_was_resized() -> None:
-    predictor = SlidingPredictor(Logits(), Windows((4, 6), (3, 4)))
+    predictor = sliding(Logits(), Windows((4, 6), (3, 4)))
     with pytest.raises(InputError, match="an image of 9x14 that stands for one of 18x28"):
         predictor.predict(noise(9, 14), (18, 28), ResizeRule("stretch"))
 
@@ -230,4 +231,4 @@ def test_a_predictor_of_labels_alone_cannot_slide() -> None:
     predictor = Logits()
     predictor.has_logits = False
     with pytest.raises(ConfigError, match=r"logits, which gives labels only.*--output both"):
-        SlidingPredictor(predictor, Windows((4, 6), (3, 4)))
+        sliding(predictor, Windows((4, 6), (3, 4)))

@@ -1,4 +1,4 @@
-"""mmsegmentation's and transformers' own SegFormer with random weights that leave nothing hidden.
+"""mmsegmentation's and transformers' own models with random weights that leave nothing hidden.
 
 With a library's default initialisation (zero biases, LayerNorm of 1 and 0, BatchNorm statistics of
 0 and 1, logits that hardly vary) swapped channels, a forgotten bias or another epsilon change next
@@ -109,7 +109,48 @@ def mmsegmentation_model(config: Any) -> Any:
     from mmseg.registry import MODELS
 
     init_default_scope("mmseg")
-    return revert_sync_batchnorm(MODELS.build(config.model)).eval()
+    model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
+    for module in model.modules():
+        # mmengine puts a class of its own there, which no test for BatchNorm2d would find.
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = nn.BatchNorm2d
+    return model
+
+
+def save_as_mmengine_does(
+    model: Any,
+    config: Any,
+    path: Path,
+    *,
+    classes: int,
+    names: Sequence[str] | None = None,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+) -> None:
+    """The dictionary of mmengine's Runner.save_checkpoint, without the optimizer."""
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub.get_instance("reference")
+    hub.update_scalar("train/loss", 0.25)
+    meta = {
+        "epoch": 0,
+        "iter": 160000,
+        "cfg": config.pretty_text,
+        "seed": 0,
+        "experiment_name": "reference",
+        "time": "20260102_030405",
+        "mmengine_version": "0.10.7",
+        "dataset_meta": {
+            "classes": tuple(names or (f"class {i}" for i in range(classes))),
+            "palette": [list(rgb) for rgb in palette or [(i, 255 - i, 7) for i in range(classes)]],
+        },
+    }
+    checkpoint = {
+        "meta": meta,
+        "state_dict": model.state_dict(),
+        "message_hub": hub.state_dict(),
+        "param_schedulers": [],
+    }
+    torch.save(checkpoint, path)
 
 
 def transformers_model(
@@ -181,6 +222,13 @@ def randomise(
     its last layer. Afterwards each class's logits have a standard deviation of LOGIT_SIGMA there,
     and each class takes a real share of the argmax.
     """
+    randomise_weights(model, logits, seed=seed)
+    with torch.no_grad():
+        _balance(classifier, logits)
+
+
+def randomise_weights(model: nn.Module, logits: Callable[[], Tensor], *, seed: int) -> None:
+    """As `randomise`, but the logits are left as large as they come."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -188,7 +236,6 @@ def randomise(
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         _calibrate(norms, logits)
         _jitter(norms, generator)
-        _balance(classifier, logits)
 
 
 def _random_parameter(
@@ -196,7 +243,7 @@ def _random_parameter(
 ) -> Tensor:
     owner = model.get_submodule(name.rpartition(".")[0])
     noise = torch.randn(parameter.shape, generator=generator)
-    if isinstance(owner, nn.LayerNorm | nn.BatchNorm2d):
+    if isinstance(owner, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
         return 1.0 + 0.3 * noise if name.endswith("weight") else 0.3 * noise
     if parameter.dim() == 1:  # biases
         return 0.3 * noise
@@ -213,6 +260,10 @@ def _calibrate(norms: list[nn.BatchNorm2d], logits: Callable[[], Tensor]) -> Non
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+        var = norm.running_var
+        assert var is not None
+        # After a pooling to 1x1 each image gives one value, and two may happen to be equal.
+        var.clamp_(min=0.2 * float(var.mean()))
 
 
 def _jitter(norms: list[nn.BatchNorm2d], generator: torch.Generator) -> None:

@@ -12,7 +12,6 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.logging import MessageHub
 from mmseg.structures import SegDataSample
 from PIL import Image
 from random_models import (
@@ -28,12 +27,13 @@ from random_models import (
     quarter_in_float64,
     random_images,
     randomise,
+    save_as_mmengine_does,
 )
 from torch import Tensor
 
 from exporter.load import LoadedModel, load_model
 from exporter.onnx_graph import GraphSpec, onnx_from_model
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 
 # Data that may not be redistributed lies beside the repository, where there is any.
@@ -99,7 +99,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     x = normalised(images, config.data_preprocessor.mean, config.data_preprocessor.std)
     theirs = random_mmsegmentation_model(config, x)
     path = tmp_path_factory.mktemp("mmseg") / "model.pth"
-    save_as_mmengine_does(theirs, config, path)
+    save_as_mmengine_does(theirs, config, path, classes=theirs.decode_head.num_classes)
     ours = load_model(path)
     path.unlink()  # 0.3 GB for B5
     return Case(spec, x, theirs, ours)
@@ -109,33 +109,6 @@ def random_mmsegmentation_model(config: Any, x: Tensor) -> Any:
     theirs = mmsegmentation_model(config)
     randomise(theirs, theirs.decode_head.conv_seg, lambda: mmsegmentation_logits(theirs, x), seed=2)
     return theirs
-
-
-def save_as_mmengine_does(model: Any, config: Any, path: Path) -> None:
-    """The dictionary of mmengine's Runner.save_checkpoint, without the optimizer."""
-    hub = MessageHub.get_instance("reference")
-    hub.update_scalar("train/loss", 0.25)
-    classes = [f"class {i}" for i in range(model.decode_head.num_classes)]
-    meta = {
-        "epoch": 0,
-        "iter": 160000,
-        "cfg": config.pretty_text,
-        "seed": 0,
-        "experiment_name": "reference",
-        "time": "20260102_030405",
-        "mmengine_version": "0.10.7",
-        "dataset_meta": {
-            "classes": tuple(classes),
-            "palette": [[i, 255 - i, 7] for i in range(len(classes))],
-        },
-    }
-    checkpoint = {
-        "meta": meta,
-        "state_dict": model.state_dict(),
-        "message_hub": hub.state_dict(),
-        "param_schedulers": [],
-    }
-    torch.save(checkpoint, path)
 
 
 def mmsegmentation_test_step(model: Any, rgb: np.ndarray[Any, Any]) -> Any:
@@ -234,7 +207,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
     x = normalised(random_images(1, (96, 64)), config.data_preprocessor.mean, IMAGENET_STD)
     theirs = random_mmsegmentation_model(config, x)
     path = tmp_path_factory.mktemp("small") / "model.pth"
-    save_as_mmengine_does(theirs, config, path)
+    save_as_mmengine_does(theirs, config, path, classes=theirs.decode_head.num_classes)
     return Case(Spec("b0", (96, 64), classes=3), x, theirs, load_model(path))
 
 
@@ -273,7 +246,9 @@ def test_simplified_graph_gives_mmsegmentations_logits_and_labels(
     images = random_images(2, hw, seed=3)
     x = normalised(images, config.data_preprocessor.mean, config.data_preprocessor.std)
     theirs = random_mmsegmentation_model(config, x)
-    save_as_mmengine_does(theirs, config, tmp_path / "model.pth")
+    save_as_mmengine_does(
+        theirs, config, tmp_path / "model.pth", classes=theirs.decode_head.num_classes
+    )
 
     ours = load_model(tmp_path / "model.pth")
     spec = GraphSpec(hw, ours.mean, ours.std, output="both", batch=batch)
@@ -301,7 +276,9 @@ def test_image_in_rgb_gives_the_result_of_mmsegmentations_test_step(
     stored_order = images if bgr_to_rgb else np.ascontiguousarray(images[..., ::-1])
     x = normalised(stored_order, config.data_preprocessor.mean, config.data_preprocessor.std)
     theirs = random_mmsegmentation_model(config, x)
-    save_as_mmengine_does(theirs, config, tmp_path / "model.pth")
+    save_as_mmengine_does(
+        theirs, config, tmp_path / "model.pth", classes=theirs.decode_head.num_classes
+    )
     want = mmsegmentation_test_step(theirs, images[0]).seg_logits.data[None]
 
     ours = load_model(tmp_path / "model.pth")

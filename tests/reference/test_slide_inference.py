@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from mmseg.models import EncoderDecoder
 from torch import Tensor
 
-from engines.evaluation.sliding import Windows, labels_from_logits, logit_bands, sliding_labels
+from engines.evaluation.resized_logits import labels_from_logits
+from engines.evaluation.sliding import Windows, logit_bands
 
 CLASSES = 7
 
@@ -55,8 +56,6 @@ def test_averaged_logits_and_labels_are_mmsegmentations(hw: Any, size: Any, stri
     found = np.concatenate(list(logit_bands(logits_of, image, windows, batch=3)), axis=1)
     # Convolutions round differently in batches of 3: 2e-6 was seen.
     np.testing.assert_allclose(found, expected[0].numpy(), atol=2e-5)
-    labels = sliding_labels(logits_of, image, windows, batch=3)
-    assert np.mean(labels == expected[0].argmax(dim=0).numpy()) >= 0.9999
 
 
 @pytest.mark.parametrize("corners", [False, True])

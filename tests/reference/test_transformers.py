@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from exporter.load import LoadedModel, load_model
 from exporter.request import LoadOptions
-from exporter.rewrites import rewritten_for_export
+from exporter.rewrites.rewritten import rewritten_for_export
 
 # Means and deviations for five channels, since nothing but ImageNet's has a default.
 MEAN_5, STD_5 = (100.0, 107.0, 114.0, 121.0, 128.0), (50.0, 53.0, 56.0, 59.0, 62.0)

@@ -1,43 +1,30 @@
-"""Exact rewrites: the same function of the input, cheaper to run.
-
-Each class below replaces one module of `exporter.architectures` and states why the answer is the
-same. "The same" is in exact arithmetic: tests compare both in float64.
-"""
+"""SegFormer's rewrites: scaled queries, and the decode head at each stage's own resolution."""
 
 from __future__ import annotations
 
-import copy
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporter.architectures.segformer import (
-    ConvBn,
-    ConvHead,
-    EfficientAttention,
-    LinearHead,
-    Segformer,
+from exporter.architectures.layers import (
+    hw_of,
+    joined_heads,
     map_from_sequence,
     resize_bilinear,
     sequence_from_map,
+    split_heads,
 )
+from exporter.architectures.segformer import ConvHead, EfficientAttention, LinearHead
+from exporter.rewrites.pieces import conv_like, folded, linear_of
 
 
-def rewritten_for_export(model: nn.Module) -> nn.Module:
-    """A rewritten deep copy in eval mode; `model` itself is left as it is.
-
-    Module paths of blocks and norms stay, so that intermediate results can be compared by name.
-    """
-    result = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        for parent in list(result.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, EfficientAttention):
-                    setattr(parent, name, ScaledQueryAttention(child))
-        if isinstance(result, Segformer):
-            result.decode_head = StageConvs.from_head(result.decode_head)
-    return result.eval()
+def rewrite(model: nn.Module, _input_hw: tuple[int, int] | None) -> None:
+    """Every efficient attention, and the decode head."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, EfficientAttention):
+                setattr(parent, name, ScaledQueryAttention(child))
+            elif isinstance(child, ConvHead | LinearHead):
+                setattr(parent, name, StageConvs.from_head(child))
 
 
 class ScaledQueryAttention(nn.Module):
@@ -58,14 +45,14 @@ class ScaledQueryAttention(nn.Module):
             self.sr, self.norm = source.sr, source.norm
         (wq, bq), (wk, bk), (wv, bv) = source.attn.split()
         scale = (wq.shape[0] // self.num_heads) ** -0.5
-        self.q = _linear(wq * scale, None if bq is None else bq * scale)
-        self.k = _linear(wk, bk)
+        self.q = linear_of(wq * scale, None if bq is None else bq * scale)
+        self.k = linear_of(wk, bk)
         out = source.attn.out_proj
         if self.num_heads == 1:
             bias = None if bv is None else out.weight @ bv + out.bias
-            self.v, self.out_proj = _linear(out.weight @ wv, bias), None
+            self.v, self.out_proj = linear_of(out.weight @ wv, bias), None
         else:
-            self.v, self.out_proj = _linear(wv, bv), out
+            self.v, self.out_proj = linear_of(wv, bv), out
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         source = x
@@ -74,13 +61,9 @@ class ScaledQueryAttention(nn.Module):
         q, k, v = self.q(x), self.k(source), self.v(source)
         if self.out_proj is None:
             return (q @ k.transpose(1, 2)).softmax(dim=2) @ v
-        q, k, v = (self._split_heads(t) for t in (q, k, v))
+        q, k, v = (split_heads(t, self.num_heads) for t in (q, k, v))
         out = (q @ k.transpose(2, 3)).softmax(dim=3) @ v
-        return self.out_proj(out.transpose(1, 2).reshape(-1, hw[0] * hw[1], int(x.shape[2])))
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        n_tokens, dim = int(x.shape[1]), int(x.shape[2])
-        return x.reshape(-1, n_tokens, self.num_heads, dim // self.num_heads).transpose(1, 2)
+        return self.out_proj(joined_heads(out))
 
 
 class StageConvs(nn.Module):
@@ -112,11 +95,15 @@ class StageConvs(nn.Module):
 
     @classmethod
     def _from_conv_head(cls, head: ConvHead) -> StageConvs:
-        convs = [nn.Sequential(_folded(conv), nn.ReLU()) for conv in head.convs]  # type: ignore[arg-type]
+        convs = [nn.Sequential(folded(conv), nn.ReLU()) for conv in head.convs]  # type: ignore[arg-type]
         width = head.conv_seg.in_channels
-        fused = _folded(head.fusion_conv)
+        fused = folded(head.fusion_conv)
         fusion = [
-            _conv(fused.weight[:, i * width : (i + 1) * width], fused.bias if i == 0 else None)
+            conv_like(
+                fused,
+                fused.weight[:, i * width : (i + 1) * width],
+                fused.bias if i == 0 else None,
+            )
             for i in range(len(convs))
         ]
         return cls(list(convs), fusion, head.conv_seg, head.align_corners)
@@ -124,51 +111,23 @@ class StageConvs(nn.Module):
     @classmethod
     def _from_linear_head(cls, head: LinearHead) -> StageConvs:
         width, count = head.conv_seg.in_channels, len(head.linear_c)
-        fused = _folded(head.linear_fuse)
+        fused = folded(head.linear_fuse)
         fusion, bias = [], fused.bias
-        assert bias is not None  # _folded always gives one
+        assert bias is not None  # `folded` always gives one
         for i, linear in enumerate(head.linear_c):
             assert isinstance(linear, nn.Linear)
             position = count - 1 - i  # concatenated c4 first
             part = fused.weight[:, position * width : (position + 1) * width, 0, 0]
             bias = bias + part @ linear.bias
-            fusion.append(_conv((part @ linear.weight)[:, :, None, None], None))
+            fusion.append(conv_like(fused, (part @ linear.weight)[:, :, None, None], None))
         fusion[0].bias = nn.Parameter(bias)
         return cls([nn.Identity() for _ in fusion], fusion, head.conv_seg, head.align_corners)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        hw = (int(maps[0].shape[2]), int(maps[0].shape[3]))
+        hw = hw_of(maps[0])
         total: Tensor | None = None
         for conv, fuse, x in zip(self.convs, self.fusion, maps, strict=True):
             part = resize_bilinear(fuse(conv(x)), hw, self.align_corners)
             total = part if total is None else total + part
         assert total is not None
         return self.conv_seg(F.relu(total))
-
-
-def _folded(block: ConvBn) -> nn.Conv2d:
-    """The convolution of `block` with its BatchNorm (eval mode) folded in; it has a bias."""
-    bn = block.bn
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    factor = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
-    return _conv(
-        block.conv.weight * factor[:, None, None, None], bn.bias - bn.running_mean * factor
-    )
-
-
-def _conv(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """A 1x1 convolution that owns copies of these tensors."""
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None, device="meta")
-    conv.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        conv.bias = nn.Parameter(bias.detach().clone())
-    return conv
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone())
-    return linear
