@@ -40,7 +40,7 @@ from exporter.architectures.mask2former import Mask2Former, SemanticMasks, with_
 from exporter.architectures.mask_decoder import attention_bias, mask_products, shrunk
 from exporter.architectures.pixel_decoder import sine_positions
 from exporter.onnx_graph import GraphSpec, decomposed_layer_norms, onnx_from_model
-from exporter.rewrites.mask2former import ConstantPlaces, CutFirst, FoldedMaskHead
+from exporter.rewrites.mask2former import ConstantPlaces, FoldedMaskHead
 from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from tests.architectures.tiny_mask2former import (
@@ -192,12 +192,11 @@ def test_the_sum_at_a_quarter_of_the_size_is_another_function_and_has_to_be_aske
     classes, masks = torch.randn(2, 7, 6).double(), 3 * torch.randn(2, 7, 16, 24).double()
     plain = SemanticMasks(5)
     exact = plain(classes, masks, (64, 96), (60, 90))
-    for module in (SemanticMasks(5), CutFirst(SemanticMasks(5))):
-        got = with_quarter_products(module)(classes, masks, (64, 96), (60, 90))
-        small = torch.einsum("nqc,nqhw->nchw", classes.softmax(2)[..., :-1], masks.sigmoid())
-        want = F.interpolate(small, (64, 96), mode="bilinear", align_corners=False)
-        torch.testing.assert_close(got, want[:, :, :60, :90], rtol=0, atol=1e-12)
-        assert (got.argmax(1) != exact.argmax(1)).any()
+    got = with_quarter_products(plain)(classes, masks, (64, 96), (60, 90))
+    small = torch.einsum("nqc,nqhw->nchw", classes.softmax(2)[..., :-1], masks.sigmoid())
+    want = F.interpolate(small, (64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(got, want[:, :, :60, :90], rtol=0, atol=1e-12)
+    assert (got.argmax(1) != exact.argmax(1)).any()
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -360,13 +359,6 @@ def thresholded(seen: list[Tensor]) -> Iterator[None]:
         mock.patch("exporter.rewrites.mask2former.attention_bias", noted),
     ):
         yield
-
-
-def test_what_exceeds_the_image_may_be_cut_off_first() -> None:
-    plain = SemanticMasks(4)
-    classes, masks = torch.randn(1, 7, 6).double(), torch.randn(1, 7, 16, 24).double()
-    got = CutFirst(plain)(classes, masks, (64, 96), (33, 95))
-    torch.testing.assert_close(got, plain(classes, masks, (64, 96), (33, 95)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampling", ["before", "after"])
