@@ -29,6 +29,7 @@ from exporter.onnx_graph import (
     ImageToLabels,
     decomposed_layer_norms,
     onnx_from_model,
+    sampled_for,
 )
 from exporter.parity import check_parity
 from exporter.precision import told_policy
@@ -85,7 +86,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
         batch, real = _parity_images(work, request.data)
         on = f"{real} images" if real else PATTERN
         with progress.stage("trace to ONNX"):
-            _trace(work, folder / "model.onnx", batch)
+            _trace(work, folder / "model.onnx", batch, grid_sample=request.graph.grid_sample)
             if policy is not None:
                 check_policy(folder / "model.onnx", policy)
         with progress.stage("verify against PyTorch"):
@@ -216,10 +217,11 @@ def _summary(loaded: LoadedModel, input_spec: InputSpec) -> str:
     )
 
 
-def _trace(work: Work, path: Path, images: Batch) -> None:
+def _trace(work: Work, path: Path, images: Batch, *, grid_sample: bool | None) -> None:
     raw = path.with_name("traced.onnx")
+    net = rewritten_for_export(work.loaded.net, work.spec.input_hw)
     onnx_from_model(
-        rewritten_for_export(work.loaded.net, work.spec.input_hw),
+        sampled_for(net, work.spec.opset, grid_sample),
         work.spec,
         raw,
         num_outputs=work.loaded.description.num_outputs,

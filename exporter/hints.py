@@ -41,6 +41,7 @@ def hints_from_settings(settings: ConfigSettings, keep_outputs: int | None = Non
             expected="the same dilation in all blocks of a stage but the first",
             do="train the model without multi_grid",
         )
+    is_mask2former = settings.decode_head_type == "Mask2FormerHead"
     return Hints(
         align_corners=settings.align_corners,
         strides=settings.strides,
@@ -49,6 +50,8 @@ def hints_from_settings(settings: ConfigSettings, keep_outputs: int | None = Non
         head_dilations=settings.head_dilations,
         pool_scales=settings.pool_scales,
         num_heads=settings.num_heads,
+        # mmsegmentation pads before the network only where the configuration says so.
+        size_divisor=(settings.size_divisor or 1) if is_mask2former else None,
         keep_outputs=keep_outputs,
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engines.errors import ConfigError
 from engines.trt.layer_names import module_path
+from exporter.architectures.deformable import has_deformable_attention, with_gather_sampling
 from exporter.architectures.layers import resize_bilinear
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ INPUT_NAME = "image"
 OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
 # 13 is the first with per-channel QuantizeLinear; 20 the last that the tracing exporter writes.
 OPSETS = range(13, 21)
+# GridSample came with 16; of opset 20's form some TensorRT reads mode "linear" as nearest, silently
+# (NVIDIA/TensorRT issue 4646).
+GRID_SAMPLE_OPSETS = range(16, 20)
 SIDE_MULTIPLE, SIDE_LIMITS = 32, (32, 8192)
 
 
@@ -106,6 +110,28 @@ class ImageToLabels(nn.Module):
             # Over float32: TensorRT's DataType, up to 10, documents no conversion from INT32.
             outputs["labels"] = logits.argmax(dim=1).to(torch.float32).to(torch.uint8)
         return tuple(outputs[name] for name in self.spec.output_names)
+
+
+def sampled_for(net: nn.Module, opset: int, wanted: bool | None) -> nn.Module:
+    """`net` itself, its deformable attention by GridSample or, in place, without it.
+
+    wanted: what was asked for; None for what `opset` allows. Raises ConfigError for GridSample at
+    another opset, and when something is asked of a network without deformable attention.
+    """
+    if wanted is not None and not has_deformable_attention(net):
+        raise ConfigError(
+            f"--{'' if wanted else 'no-'}grid-sample",
+            expected="a network with deformable attention (Mask2Former)",
+            do="leave it out",
+        )
+    if wanted and opset not in GRID_SAMPLE_OPSETS:
+        raise ConfigError(
+            f"--grid-sample with opset {opset}",
+            expected=f"opset {GRID_SAMPLE_OPSETS[0]} to {GRID_SAMPLE_OPSETS[-1]}",
+            do="leave --grid-sample out: another form with the same answer is written",
+        )
+    by_gather = opset not in GRID_SAMPLE_OPSETS if wanted is None else not wanted
+    return with_gather_sampling(net) if by_gather else net
 
 
 def decomposed_layer_norms(net: nn.Module, model: onnx.ModelProto) -> tuple[str, ...]:

@@ -67,6 +67,8 @@ class GraphOptions:
     """`size` and `resize` None: as the checkpoint was tested (see `network_size`).
 
     `opset` None: as the target wants it. `output_told`: whether somebody said `output`.
+    `grid_sample`: deformable attention by GridSample or without it; None: with it where the opset
+    has it in a form that every TensorRT reads rightly.
     """
 
     size: tuple[int, int] | None = None
@@ -75,6 +77,7 @@ class GraphOptions:
     output_told: bool = False
     batch: tuple[int, int, int] = (1, 1, 1)
     opset: int | None = None
+    grid_sample: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_positions_are_sines_of_y_then_of_x() -> None:
     torch.testing.assert_close(table[1, 3], torch.tensor(want, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("hw", [(8, 12), (4, 6), (2, 3), (16, 24)])
+@pytest.mark.parametrize("hw", [(8, 12), (4, 6), (2, 3), (16, 24), (5, 7), (8, 7)])
 def test_shrinking_is_torchs_resize_to_that_size(hw: tuple[int, int]) -> None:
     x = torch.randn(2, 3, 16, 24)
     want = F.interpolate(x, hw, mode="bilinear", align_corners=False)
@@ -177,6 +177,22 @@ def test_an_image_is_filled_up_with_zeros_below_and_to_the_right() -> None:
     filled[:, :, :70, :90] = x
     with torch.no_grad():
         torch.testing.assert_close(model(x), model(filled)[:, :, :70, :90])
+
+
+def test_a_model_that_is_told_not_to_fill_up_images_is_rewritten_all_the_same() -> None:
+    """Maps whose sizes are no whole multiples of each other, as in ADE20K's Swin-B and Swin-L."""
+    net, _ = keys.model_from_tensors(tensors(), Hints(size_divisor=1))
+    x = image((70, 90)).double()
+    with torch.no_grad():
+        want = net.double()(x)
+        torch.testing.assert_close(rewritten(net)(x), want, rtol=0, atol=1e-10)
+        assert (resnet_model()(x.float()) - want).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("divisor", [0, -32, 10**9])
+def test_impossible_divisors_are_refused(divisor: int) -> None:
+    with pytest.raises(ConfigError, match="size_divisor"):
+        keys.model_from_tensors(tensors(), Hints(size_divisor=divisor))
 
 
 @pytest.mark.parametrize("kept", [5, 2])

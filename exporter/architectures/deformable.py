@@ -56,6 +56,10 @@ class MultiScaleDeformableAttention(nn.Module):
         return self.output_proj(sampled(value, grid, weights, sizes))
 
 
+def has_deformable_attention(model: nn.Module) -> bool:
+    return any(isinstance(m, MultiScaleDeformableAttention) for m in model.modules())
+
+
 def with_gather_sampling(model: nn.Module) -> nn.Module:
     """`model` itself, from now on without GridSample: the same answer from Gather and MatMul.
 

@@ -44,8 +44,9 @@ class Hints:
 
     `strides` and `dilations` are ResNet's, one a stage; with `contract_dilation` the first block of
     a stage has half its dilation. `head_dilations` are those of ASPP, `pool_scales` those of
-    pyramid pooling, `num_heads` those of the decoder's attention. `keep_outputs`: only the first
-    ones are wanted.
+    pyramid pooling, `num_heads` those of the decoder's attention. `size_divisor`: what the network
+    itself fills the sides up to multiples of, with zeros, as Mask2Former does. `keep_outputs`: only
+    the first ones are wanted.
     """
 
     align_corners: bool | None = None
@@ -55,6 +56,7 @@ class Hints:
     head_dilations: tuple[int, ...] | None = None
     pool_scales: tuple[int, ...] | None = None
     num_heads: int | None = None
+    size_divisor: int | None = None
     keep_outputs: int | None = None
 
 

@@ -21,18 +21,22 @@ from exporter.architectures.layers import hw_of, resize_bilinear
 from exporter.architectures.mask_decoder import MaskDecoderShape, MaskHead
 from exporter.architectures.pixel_decoder import PixelDecoderShape
 
-DIVISOR = 32  # of the sides of what the backbone sees: test_cfg.size_divisor
+USUAL_DIVISOR = 32
 ProductAt = Literal["input", "quarter"]
 
 
 @dataclass(frozen=True)
 class Mask2FormerShape:
-    """Shapes of the three parts. `kept`: how many of the classes are given, None for all."""
+    """Shapes of the three parts. `kept`: how many of the classes are given, None for all.
+
+    `divisor`: of the sides of what the backbone sees, mmsegmentation's test_cfg.size_divisor.
+    """
 
     backbone: BackboneShape
     pixels: PixelDecoderShape
     masks: MaskDecoderShape
     kept: int | None = None
+    divisor: int = USUAL_DIVISOR
 
     @property
     def num_outputs(self) -> int:
@@ -76,8 +80,8 @@ class SemanticMasks(nn.Module):
 class Mask2Former(nn.Module):
     """Normalised (N, in_channels, H, W) float -> (N, num_outputs, H, W) float, 0 to Q.
 
-    The input is filled up with zeros below and to the right until both sides are multiples of 32,
-    as mmsegmentation does in testing.
+    The input is filled up with zeros below and to the right until both sides are multiples of
+    `shape.divisor`, as mmsegmentation does in testing.
     """
 
     def __init__(self, shape: Mask2FormerShape) -> None:
@@ -88,8 +92,8 @@ class Mask2Former(nn.Module):
         self.semantic: nn.Module = SemanticMasks(shape.num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        hw = hw_of(x)
-        padded = (-(-hw[0] // DIVISOR) * DIVISOR, -(-hw[1] // DIVISOR) * DIVISOR)
+        hw, divisor = hw_of(x), self.shape.divisor
+        padded = (-(-hw[0] // divisor) * divisor, -(-hw[1] // divisor) * divisor)
         if padded != hw:
             x = F.pad(x, (0, padded[1] - hw[1], 0, padded[0] - hw[0]))
         classes, masks = self.decode_head(self.backbone(x))

@@ -29,7 +29,7 @@ from exporter.architectures.loading import (
     tensors_of,
     usable_tensors,
 )
-from exporter.architectures.mask2former import Mask2Former, Mask2FormerShape
+from exporter.architectures.mask2former import USUAL_DIVISOR, Mask2Former, Mask2FormerShape
 from exporter.architectures.mask_decoder import MaskDecoderShape
 from exporter.architectures.pixel_decoder import GROUPS, PixelDecoderShape
 from exporter.architectures.resnet import ResNetShape
@@ -37,6 +37,7 @@ from exporter.architectures.swin import without_index_tables
 
 NAME = "mask2former"
 USUAL_HEADS = 8
+_MAX_DIVISOR = 1024
 
 _PIXELS = "decode_head.pixel_decoder."
 _DECODER = "decode_head.transformer_decoder."
@@ -178,7 +179,14 @@ def _shape_from_tensors(named: Mapping[str, Tensor], hints: Hints) -> Mask2Forme
     masks = _mask_decoder_shape(named, pixels)
     if hints.keep_outputs is not None:
         check_keep_outputs(hints.keep_outputs, masks.classes)
-    return Mask2FormerShape(backbone, pixels, masks, kept=hints.keep_outputs)
+    divisor = USUAL_DIVISOR if hints.size_divisor is None else hints.size_divisor
+    if not 1 <= divisor <= _MAX_DIVISOR:
+        raise ConfigError(
+            f"size_divisor {divisor}",
+            expected=f"1 to {_MAX_DIVISOR}",
+            do="correct test_cfg in the checkpoint's configuration",
+        )
+    return Mask2FormerShape(backbone, pixels, masks, hints.keep_outputs, divisor)
 
 
 def _pixel_decoder_shape(

@@ -180,15 +180,15 @@ def mask_products(embedded: Tensor, features: Tensor) -> Tensor:
 
 
 def shrunk(x: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (N, C, H, W) to `hw`, whole-number factors smaller, without smoothing.
+    """Bilinear resize of (N, C, H, W) to a smaller `hw`, without smoothing.
 
-    By the factor and not by the size: a graph with a free batch size then needs no Shape operator.
+    By whole-number factors where they are: a graph with a free batch size then needs no Shape.
     """
     h, w = hw_of(x)
     if (h, w) == hw:
         return x
-    assert h % hw[0] == 0
-    assert w % hw[1] == 0
+    if h % hw[0] or w % hw[1]:
+        return F.interpolate(x, size=hw, mode="bilinear", align_corners=False)
     factors = (hw[0] / h, hw[1] / w)
     return F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)
 

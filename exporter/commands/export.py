@@ -133,6 +133,12 @@ Examples:
 @click.option("--target", type=click.Choice(list(TARGETS)), help="The device; see below.")
 @click.option("--opset", type=int, help="ONNX opset.  [default: 17; 16 for jetpack5]")
 @click.option(
+    "--grid-sample/--no-grid-sample",
+    default=None,
+    help="Mask2Former's attention by GridSample, or without it for a TensorRT that misreads it."
+    "  [default: GridSample at opset 16 to 19]",
+)
+@click.option(
     "--max-drop",
     type=Number(-100, 100),
     default=1.0,
@@ -213,6 +219,7 @@ def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
             output_told=values["output"] is not None,
             batch=values["dynamic_batch"] or (1, 1, 1),
             opset=values["opset"],
+            grid_sample=values["grid_sample"],
         ),
         data=data_options_from(
             values, calib=values["calib"], val=values["val"], val_masks=values["val_masks"]
