@@ -142,6 +142,8 @@ def _repeated(names: Sequence[str]) -> list[str]:
 def _missing_names(given: int, num_outputs: int) -> list[str]:
     if given == num_outputs:
         return []
+    if not given and num_outputs == 1:
+        return ["no class name: the only output is called class 0"]
     if not given:
         return [f"no class names: the {num_outputs} outputs are called class 0, class 1, ..."]
     return [

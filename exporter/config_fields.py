@@ -15,6 +15,12 @@ def text_of(value: object) -> str | None:
     return value if isinstance(value, str) and len(value) < 100 and value.isprintable() else None
 
 
+def kind_of(record: dict[str, Any]) -> str | None:
+    """The `type` of a layer without its registry: "ResNet" of "mmdet.ResNet"."""
+    kind = text_of(record.get("type"))
+    return None if kind is None else kind.rpartition(".")[2]
+
+
 def flag_of(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.config_fields import count_of, counts_of, dict_of, flag_of, text_of
+from exporter.config_fields import count_of, counts_of, dict_of, flag_of, kind_of
 
 # Larger ones appear in no configuration; a dilation reaches beyond the map long before.
 _MAX_STAGES = 8
@@ -21,7 +21,6 @@ _RESNET_DEFAULTS = {
     "strides": (1, 2, 2, 2),
     "dilations": (1, 1, 1, 1),
     "contract_dilation": False,
-    "style": "pytorch",
 }
 _ASPP_HEADS = ("ASPPHead", "DepthwiseSeparableASPPHead")
 _DEFAULT_ASPP_DILATIONS = (1, 6, 12, 18)
@@ -37,13 +36,11 @@ def backbone_settings(model: dict[str, Any], notes: list[str], *, complete: bool
     leaves out has its default. What has to be ignored is added to `notes`.
     """
     backbone = dict_of(model.get("backbone"))
-    kind = text_of(backbone.get("type"))
+    kind = kind_of(backbone)
     settings: dict[str, Any] = {"backbone_type": kind}
     if kind is None or not kind.startswith("ResNet"):
         return settings
     stated = {**_RESNET_DEFAULTS, **backbone} if complete else backbone
-    settings["backbone_style"] = text_of(stated.get("style"))
-    settings["multi_grid"] = _counts(stated, "multi_grid", 64, _MAX_DILATION, notes)
     layers = {
         "strides": _counts(stated, "strides", _MAX_STAGES, _MAX_STRIDE, notes),
         "dilations": _counts(stated, "dilations", _MAX_STAGES, _MAX_DILATION, notes),
@@ -62,11 +59,10 @@ def head_settings(model: dict[str, Any], notes: list[str], *, complete: bool) ->
     Of a cascade the last head counts; K-Net's classes, dilations and pool scales are those of the
     head that makes its first prediction.
     """
-    heads = model.get("decode_head")
-    head = dict_of(heads[-1] if isinstance(heads, list) and heads else heads)
+    head = decode_head_of(model)
     first = dict_of(head.get("kernel_generate_head")) or head
     classes = head if "num_classes" in head else first
-    kind = text_of(first.get("type"))
+    kind = kind_of(first)
     defaults: dict[str, object] = {}
     if complete and kind in _ASPP_HEADS:
         defaults["dilations"] = _DEFAULT_ASPP_DILATIONS
@@ -74,7 +70,7 @@ def head_settings(model: dict[str, Any], notes: list[str], *, complete: bool) ->
         defaults["pool_scales"] = _DEFAULT_POOL_SCALES
     stated = {**defaults, **first}
     return {
-        "decode_head_type": text_of(head.get("type")),
+        "decode_head_type": kind_of(head),
         "num_classes": count_of(classes.get("num_classes")),
         "align_corners": flag_of(head.get("align_corners", first.get("align_corners"))),
         "head_dilations": _counts(stated, "dilations", _MAX_STAGES, _MAX_DILATION, notes),
@@ -83,20 +79,34 @@ def head_settings(model: dict[str, Any], notes: list[str], *, complete: bool) ->
     }
 
 
+def decode_head_of(model: dict[str, Any]) -> dict[str, Any]:
+    """The last head of a cascade; mmdetection's models call theirs `panoptic_head`."""
+    heads = model.get("decode_head", model.get("panoptic_head"))
+    return dict_of(heads[-1] if isinstance(heads, list) and heads else heads)
+
+
+def update_heads_of(head: dict[str, Any]) -> list[dict[str, Any]]:
+    """K-Net's stages; none of another head."""
+    updates = head.get("kernel_update_head")
+    return [dict_of(update) for update in updates] if isinstance(updates, list) else []
+
+
+def attentions_of(transformer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each layer of mmdetection's `transformer_decoder` or `encoder`, those that are stated."""
+    layer = dict_of(transformer.get("layer_cfg"))  # mmdet 3
+    older = dict_of(transformer.get("transformerlayers")).get("attn_cfgs", [])  # mmdet 2
+    stated = [layer.get("self_attn_cfg"), layer.get("cross_attn_cfg")]
+    stated += older if isinstance(older, list) else [older]
+    return [attention for attention in stated if isinstance(attention, dict)]
+
+
 def _attention_heads(head: dict[str, Any], notes: list[str], *, complete: bool) -> int | None:
     """Heads of the decoder's attention in Segmenter, K-Net and Mask2Former."""
-    updates = head.get("kernel_update_head")
-    decoder = dict_of(head.get("transformer_decoder"))
-    if isinstance(updates, list) and updates:
-        default = _DEFAULT_KNET_HEADS if complete else None
-        stated = dict_of(updates[0]).get("num_heads", default)
+    updates, decoder = update_heads_of(head), dict_of(head.get("transformer_decoder"))
+    if updates:
+        stated = updates[0].get("num_heads", _DEFAULT_KNET_HEADS if complete else None)
     elif decoder:
-        layer = dict_of(decoder.get("layer_cfg"))  # mmdet 3
-        older = dict_of(decoder.get("transformerlayers")).get("attn_cfgs")  # mmdet 2
-        attention = layer.get("self_attn_cfg", layer.get("cross_attn_cfg", older))
-        if isinstance(attention, list) and attention:  # one of each of the layer's attentions
-            attention = attention[0]
-        stated = dict_of(attention).get("num_heads")
+        stated = next((a.get("num_heads") for a in attentions_of(decoder)), None)
     else:
         stated = head.get("num_heads")
     if stated is None:

@@ -9,15 +9,22 @@ would execute it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from exporter.config_fields import count_of, dict_of, flag_of, numbers_of, pair_of, text_of
 from exporter.config_literals import UNKNOWN, ConfigSyntaxError, values_from_text
 from exporter.config_model import backbone_settings, head_settings
+from exporter.config_pipeline import (
+    dataset_of,
+    of_type,
+    padded_to,
+    preprocessor_of,
+    tested_transforms,
+    transforms_of,
+)
+from exporter.config_unusual import unusual_settings
 
-_MAX_TRANSFORMS = 100
 # These data sets of mmsegmentation 0.x and 1.x have reduce_zero_label=True as their own default.
 _ZERO_IS_NO_CLASS = (
     "ADE20KDataset",
@@ -38,10 +45,10 @@ class ConfigSettings:
     numbers limit the longer and the shorter side, whichever comes first. `size_divisor` is what
     the sides are rounded or padded up to; `notes` say which.
 
-    `strides`, `dilations`, `contract_dilation`, `backbone_style` and `multi_grid` are a ResNet's,
-    the first two one number a stage. `head_dilations` are those of ASPP and `pool_scales` those of
-    pyramid pooling, in the decode head or in K-Net's first head; `num_heads` those of the
-    decoder's attention.
+    `strides`, `dilations` and `contract_dilation` are a ResNet's, the first two one number a stage.
+    `head_dilations` are those of ASPP and `pool_scales` those of pyramid pooling, in the decode
+    head or in K-Net's first head; `num_heads` those of the decoder's attention. `unusual`: what of
+    both is not computed here, such as "backbone.style='caffe'".
     """
 
     model_type: str | None = None
@@ -62,12 +69,11 @@ class ConfigSettings:
     strides: tuple[int, ...] | None = None
     dilations: tuple[int, ...] | None = None
     contract_dilation: bool | None = None
-    backbone_style: str | None = None
-    multi_grid: tuple[int, ...] | None = None
     head_dilations: tuple[int, ...] | None = None
     pool_scales: tuple[int, ...] | None = None
     num_heads: int | None = None
-    notes: tuple[str, ...] = field(default=())
+    unusual: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def settings_from_config_text(text: str) -> ConfigSettings:
@@ -82,7 +88,7 @@ def settings_from_config_text(text: str) -> ConfigSettings:
     notes = _notes(values)
     model = dict_of(values.get("model"))
     complete = "_base_" not in values
-    pipeline = _transforms(_test_pipeline(values))
+    pipeline = tested_transforms(values)
     return ConfigSettings(
         model_type=text_of(model.get("type")),
         **backbone_settings(model, notes, complete=complete),
@@ -92,6 +98,7 @@ def settings_from_config_text(text: str) -> ConfigSettings:
         **_resize(values, pipeline),
         reduce_zero_label=_reduce_zero_label(values),
         size_divisor=_size_divisor(values, model, pipeline, notes),
+        unusual=unusual_settings(model),
         notes=tuple(notes),
     )
 
@@ -111,11 +118,11 @@ def _notes(values: dict[str, object]) -> list[str]:
 def _normalisation(
     values: dict[str, object], model: dict[str, Any], pipeline: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    preprocessor = _preprocessor(values, model)
+    preprocessor = preprocessor_of(values, model)
     if preprocessor:
         source, to_rgb = preprocessor, preprocessor.get("bgr_to_rgb", False)
     else:
-        source = _of_type(pipeline, "Normalize") or dict_of(values.get("img_norm_cfg"))
+        source = of_type(pipeline, "Normalize") or dict_of(values.get("img_norm_cfg"))
         to_rgb = source.get("to_rgb", True) if source else None
     mean, std = numbers_of(source.get("mean")), numbers_of(source.get("std"))
     if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
@@ -139,7 +146,7 @@ def _resize(values: dict[str, object], pipeline: list[dict[str, Any]]) -> dict[s
     resize = next((t for t in pipeline if (text_of(t.get("type")) or "").endswith("Resize")), None)
     if resize is None:
         return {}
-    augmentation = _of_type(pipeline, "MultiScaleFlipAug")
+    augmentation = of_type(pipeline, "MultiScaleFlipAug")
     scales = augmentation.get("img_scale") or resize.get("img_scale") or resize.get("scale")
     scale = scales[0] if isinstance(scales, list) and scales and not count_of(scales[0]) else scales
     of_mmcv_0 = bool(augmentation) or "data" in values  # where the default was the other one
@@ -148,9 +155,10 @@ def _resize(values: dict[str, object], pipeline: list[dict[str, Any]]) -> dict[s
 
 
 def _reduce_zero_label(values: dict[str, object]) -> bool | None:
-    test, train = _dataset(values, "test"), _dataset(values, "train")
-    for pipeline in (_test_pipeline(values), train.get("pipeline"), values.get("train_pipeline")):
-        stated = _of_type(_transforms(pipeline), "LoadAnnotations").get("reduce_zero_label")
+    test, train = dataset_of(values, "test"), dataset_of(values, "train")
+    of_training = (train.get("pipeline"), values.get("train_pipeline"))
+    for transforms in (tested_transforms(values), *map(transforms_of, of_training)):
+        stated = of_type(transforms, "LoadAnnotations").get("reduce_zero_label")
         if isinstance(stated, bool):
             return stated
     for dataset in (test, train):
@@ -166,7 +174,7 @@ def _size_divisor(
     pipeline: list[dict[str, Any]],
     notes: list[str],
 ) -> int | None:
-    padded = count_of(dict_of(_preprocessor(values, model).get("test_cfg")).get("size_divisor"))
+    padded = padded_to(preprocessor_of(values, model))
     if padded is not None:
         notes.append(f"sides are padded to multiples of {padded} after normalisation")
         return padded
@@ -176,41 +184,3 @@ def _size_divisor(
             notes.append(f"sides become multiples of {divisor} in {text_of(transform.get('type'))}")
             return divisor
     return None
-
-
-def _preprocessor(values: dict[str, object], model: dict[str, Any]) -> dict[str, Any]:
-    return dict_of(model.get("data_preprocessor")) or dict_of(values.get("data_preprocessor"))
-
-
-def _dataset(values: dict[str, object], part: str) -> dict[str, Any]:
-    """data.test of 0.x, test_dataloader.dataset of 1.x, without RepeatDataset and the like."""
-    dataset: Any = dict_of(values.get("data")).get(part)
-    if dataset is None:
-        dataset = dict_of(values.get(f"{part}_dataloader")).get("dataset")
-    for _ in range(4):
-        if isinstance(dataset, list) and dataset:
-            dataset = dataset[0]
-        inner = dict_of(dataset).get("dataset", dict_of(dataset).get("datasets"))
-        if inner is None:
-            break
-        dataset = inner
-    return dict_of(dataset)
-
-
-def _test_pipeline(values: dict[str, object]) -> object:
-    stated = _dataset(values, "test").get("pipeline")
-    return stated if isinstance(stated, list) else values.get("test_pipeline")
-
-
-def _transforms(pipeline: object) -> list[dict[str, Any]]:
-    """The transforms in order, those inside MultiScaleFlipAug after it."""
-    flat: list[dict[str, Any]] = []
-    for transform in pipeline[:_MAX_TRANSFORMS] if isinstance(pipeline, list) else []:
-        flat.append(dict_of(transform))
-        inner = flat[-1].get("transforms")
-        flat += [dict_of(t) for t in inner[:_MAX_TRANSFORMS]] if isinstance(inner, list) else []
-    return flat
-
-
-def _of_type(transforms: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
-    return next((t for t in transforms if t.get("type") == kind), {})

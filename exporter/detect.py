@@ -81,6 +81,13 @@ def _unknown_architecture(keys: list[str]) -> CheckpointError:
         "no family known here",
     )
     known = ", ".join(a.NAME for a in ARCHITECTURES)
+    for part, other in (("decode_head.", "backbone"), ("backbone.", "decode head")):
+        if keys and all(key.startswith(part) for key in keys):
+            return CheckpointError(
+                f"{len(keys)} tensors {part}*, whose closest match is {family}, and no {other}",
+                expected=f"the whole model's checkpoint, of {known}",
+                do="give the file that training wrote, not a part of it",
+            )
     return CheckpointError(
         f"{len(keys)} tensors whose closest match is {family}; first unmatched keys: "
         + ", ".join(keys[:4]),

@@ -20,14 +20,19 @@ from engines.speed.forms import Form, onnx_forms
 from exporter.checkpoint import Checkpoint
 from exporter.classes import checked_classes, classes_from_file
 from exporter.inference import Inference, Plan, plan_for_checkpoint, plan_for_graph
-from exporter.load import LoadedModel, first_image_hw, load_model, network_input, network_size
+from exporter.load import (
+    TESTED_WITH_WINDOWS,
+    LoadedModel,
+    first_image_hw,
+    load_model,
+    network_input,
+    network_size,
+)
 from exporter.measure import ScoredModel, scored_model
 from exporter.onnx_graph import GraphSpec, ImageToLabels
 from exporter.request import DataOptions, LoadOptions
 
 STRETCHED = "a graph by itself does not say how to resize: stretched"
-# How `load_model` begins what it says of a model that is tested on windows.
-_SLIDES = "tested with sliding windows"
 
 
 @dataclass(frozen=True)
@@ -179,12 +184,14 @@ def _from_checkpoint(path: Path, asked: Asked) -> Evaluated:
     spec = GraphSpec(
         input_spec.hw, loaded.mean, loaded.std, align_corners=bool(loaded.settings.align_corners)
     )
-    slides = plan.windows is not None
+    warnings = loaded.warnings
+    if plan.windows is not None:
+        warnings = tuple(w for w in warnings if not w.startswith(TESTED_WITH_WINDOWS))
     return Evaluated(
         model=replace(scored_model(loaded, input_spec), **_how(inference)),
         plan=plan,
         reduce_zero_label=bool(loaded.settings.reduce_zero_label),
-        warnings=tuple(w for w in loaded.warnings if not (slides and w.startswith(_SLIDES))),
+        warnings=warnings,
         torch=ImageToLabels(loaded.net, spec).eval(),
         checkpoint=loaded.checkpoint,
     )

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import torch
 
 from calibration.images import CalibrationImage, calibration_list
 from calibration.policy import PrecisionPolicy
@@ -209,9 +210,10 @@ def _calibration_images(data: DataOptions, pairs: Sequence[Pair]) -> tuple[Calib
 
 def _summary(loaded: LoadedModel, input_spec: InputSpec) -> str:
     found = loaded.description
+    classes = "1 class" if found.num_outputs == 1 else f"{found.num_outputs} classes"
     return (
         f"{found.name}, {found.head} head of width {found.head_channels}, "
-        f"{found.in_channels} channels in, {found.num_outputs} classes out, "
+        f"{found.in_channels} channels in, {classes} out, "
         f"{found.parameters / 1e6:.1f} M parameters, from {loaded.checkpoint.source}; "
         f"input {input_spec.hw[0]}x{input_spec.hw[1]} ({input_spec.resize})"
     )
@@ -220,15 +222,36 @@ def _summary(loaded: LoadedModel, input_spec: InputSpec) -> str:
 def _trace(work: Work, path: Path, images: Batch, *, grid_sample: bool | None) -> None:
     raw = path.with_name("traced.onnx")
     net = rewritten_for_export(work.loaded.net, work.spec.input_hw)
-    onnx_from_model(
-        sampled_for(net, work.spec.opset, grid_sample),
-        work.spec,
-        raw,
-        num_outputs=work.loaded.description.num_outputs,
-    )
+    try:
+        onnx_from_model(
+            sampled_for(net, work.spec.opset, grid_sample),
+            work.spec,
+            raw,
+            num_outputs=work.loaded.description.num_outputs,
+        )
+    except (RuntimeError, ValueError) as error:
+        if "allocate memory" not in str(error):  # which is told as what it is
+            _check_it_runs(work)
+        raise
     simplify_onnx(raw, path, batch=images[: work.spec.batch[1]])
     raw.unlink()
     work.add(path.parent, "fp32", path.name)
+
+
+def _check_it_runs(work: Work) -> None:
+    """ConfigError where PyTorch cannot run the network at this size either: a kernel larger than
+    its map, or a norm over a single value."""
+    h, w = work.spec.input_hw
+    try:
+        with torch.no_grad():
+            work.loaded.net(torch.zeros(1, work.loaded.description.in_channels, h, w))
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ConfigError(
+            f"an input of {h}x{w}, at which the network fails: {reason}",
+            expected="a size that the network can be run at",
+            do="choose another --size",
+        ) from error
 
 
 def _parity_images(work: Work, data: DataOptions) -> tuple[Batch, int]:

@@ -26,20 +26,14 @@ _USUAL_BACKBONES: dict[str, dict[str, object]] = {
 def hints_from_settings(settings: ConfigSettings, keep_outputs: int | None = None) -> Hints:
     """What a training configuration says that no tensor tells.
 
-    Raises ConfigError for a ResNet that is computed differently with the same tensors: `style`
-    "caffe", or `multi_grid` other than 1.
+    Raises ConfigError for settings that compute something else with the same tensors.
     """
-    if settings.backbone_style not in (None, "pytorch"):
+    if settings.unusual:
         raise ConfigError(
-            f"a {settings.backbone_type} of style {settings.backbone_style!r}",
-            expected="style 'pytorch', where the 3x3 convolutions of a bottleneck have the stride",
-            do="train or convert the model with style='pytorch'",
-        )
-    if settings.multi_grid is not None and set(settings.multi_grid) != {1}:
-        raise ConfigError(
-            f"a {settings.backbone_type} with multi_grid {settings.multi_grid}",
-            expected="the same dilation in all blocks of a stage but the first",
-            do="train the model without multi_grid",
+            f"a configuration with {', '.join(settings.unusual[:3])}",
+            expected="settings that are computed here: with these the same weights give other "
+            "answers",
+            do="train the model without them, or correct the configuration if it is not its own",
         )
     is_mask2former = settings.decode_head_type == "Mask2FormerHead"
     return Hints(

@@ -26,6 +26,7 @@ from exporter.request import LoadOptions, Resize
 DEFAULT_MEAN, DEFAULT_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 DEFAULT_HW = (512, 512)
 SIDE_MULTIPLE = 32
+TESTED_WITH_WINDOWS = "tested with sliding windows"  # begins the warning about them
 SMALLEST_STD = 1e-6  # its reciprocal and every product with it are finite in float32
 
 
@@ -71,7 +72,7 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
     names, palette, named = _classes(checkpoint, options, description.num_outputs, warnings)
     if settings.test_mode == "slide":
         warnings.append(
-            f"tested with sliding windows of {settings.crop_size}, stride {settings.stride}; "
+            f"{TESTED_WITH_WINDOWS} of {settings.crop_size}, stride {settings.stride}; "
             "this runs whole images at one size"
         )
     # The tensors now live in the net; a second reference would keep what loading converted.

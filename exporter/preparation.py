@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from engines.evaluation.preparation import OWN_SIZE, ImageScale, Preparation
 from exporter.config_fields import count_of, dict_of, flag_of
 from exporter.config_literals import ConfigSyntaxError, values_from_text
-from exporter.config_text import ConfigSettings, _test_pipeline
-
-_MAX_DEPTH = 4
-_MAX_TRANSFORMS = 100
+from exporter.config_pipeline import padded_to, preprocessor_of, tested_transforms, transforms_of
+from exporter.config_text import ConfigSettings
 
 
 def preparation_from_config(text: str, settings: ConfigSettings) -> tuple[Preparation, int]:
@@ -26,12 +23,8 @@ def preparation_from_config(text: str, settings: ConfigSettings) -> tuple[Prepar
         values = values_from_text(text)
     except ConfigSyntaxError:
         values = {}
-    model = dict_of(values.get("model"))
-    preprocessor = dict_of(model.get("data_preprocessor")) or dict_of(
-        values.get("data_preprocessor")
-    )
-    padded = count_of(dict_of(preprocessor.get("test_cfg")).get("size_divisor"))
-    transforms = list(_transforms(_test_pipeline(values)))
+    padded = padded_to(preprocessor_of(values, dict_of(values.get("model"))))
+    transforms = tested_transforms(values)
     padded = padded or _divisor(transforms, "Pad")
     scale = OWN_SIZE
     if settings.test_scale is not None:
@@ -41,7 +34,7 @@ def preparation_from_config(text: str, settings: ConfigSettings) -> tuple[Prepar
 
 
 def _augmented(values: dict[str, object], tested: ImageScale) -> ImageScale:
-    transforms = list(_transforms(values.get("tta_pipeline")))
+    transforms = transforms_of(values.get("tta_pipeline"))
     resizes = [t for t in transforms if t.get("type") == "Resize" and "scale_factor" in t]
     if not resizes:
         return tested
@@ -56,15 +49,3 @@ def _divisor(transforms: list[dict[str, Any]], *endings: str) -> int | None:
         if divisor is not None and str(transform.get("type")).endswith(endings):
             return divisor
     return None
-
-
-def _transforms(pipeline: object, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """In order, with those inside MultiScaleFlipAug and TestTimeAug, whose lists are nested."""
-    if not isinstance(pipeline, list) or depth > _MAX_DEPTH:
-        return
-    for item in pipeline[:_MAX_TRANSFORMS]:
-        if isinstance(item, dict):
-            yield item
-            yield from _transforms(item.get("transforms"), depth + 1)
-        else:
-            yield from _transforms(item, depth + 1)

@@ -69,7 +69,8 @@ class TorchImages:
             with torch.inference_mode():
                 logits = self._model.net(x)
                 logits = resize_bilinear(logits, hw, self._model.spec.align_corners)
-        except RuntimeError as error:  # a kernel larger than its map, or no memory left
+        except (RuntimeError, ValueError) as error:
+            # A kernel larger than its map, a norm over a single value, or no memory left.
             reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise InputError(
                 f"a part of an image of {hw[0]}x{hw[1]}, at which the network fails: {reason}",

@@ -135,6 +135,11 @@ def test_no_names_at_all_are_made_up_with_a_warning(nothing: tuple[str, ...] | N
     assert warnings == ("no class names: the 3 outputs are called class 0, class 1, ...",)
 
 
+def test_a_single_output_without_a_name_is_told_of_in_the_singular() -> None:
+    _, _, warnings = checked_classes(None, None, 1)
+    assert warnings == ("no class name: the only output is called class 0",)
+
+
 def test_more_names_than_outputs_are_an_error() -> None:
     with pytest.raises(ConfigError, match="3 class names for a network with 2 outputs"):
         checked_classes(RICE, None, 2)

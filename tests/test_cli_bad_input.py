@@ -96,7 +96,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "closest match is a ResNet; first unmatched keys: fc.weight, layer1.0.conv1.weight",
     ),
     "an encoder": (encoder_only, "without SegFormer's decode head"),
-    "incomplete": (incomplete, "closest match is SegFormer, with 6 tensors missing"),
+    "incomplete": (incomplete, "closest match is SegFormer, with 5 tensors missing"),
     "NaN": (lambda path: not_finite(path, float("nan")), "norm1.weight' has 1 NaN or infinite"),
     "infinity": (lambda path: not_finite(path, float("inf")), "norm1.weight' has 1 NaN or inf"),
     "too many names": (
@@ -182,6 +182,17 @@ def test_an_option_out_of_range(arguments: list[str], lab: Path, out: Path) -> N
     assert len(line) < 500
     if arguments[0] not in ("stray", "--dynamic-batch"):
         assert arguments[0].strip("-") in line
+
+
+def test_a_size_that_the_network_cannot_be_run_at(out: Path, tmp_path: Path) -> None:
+    """Kernels that reduce a stage's map by 32 and are larger than the map itself."""
+    tensors = dict(tiny_net().state_dict())
+    key = "backbone.layers.0.1.0.attn.sr.weight"
+    tensors[key] = tensors[key][:, :, :1, :1].expand(-1, -1, 32, 32).contiguous()
+    file = write_checkpoint(tmp_path / "coarse.pth", tensors=tensors)
+    line = error_of(run_cli("export", "--checkpoint", file, "--out", out, "--size", "64x64"))
+    assert "an input of 64x64, at which the network fails: " in line
+    assert not out.exists()
 
 
 def test_the_scale_of_other_programs_is_noticed(lab: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from exporter.config_literals import UNKNOWN, ConfigSyntaxError, values_from_text
 from exporter.config_text import ConfigSettings, settings_from_config_text
+from exporter.preparation import preparation_from_config
 
 ZERO_X = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -231,9 +232,9 @@ def test_dilations_of_backbone_and_head_are_read() -> None:
     found = settings_from_config_text(DEEPLAB)
     assert (found.strides, found.dilations) == ((1, 2, 1, 1), (1, 1, 2, 4))
     assert found.contract_dilation is True
-    assert found.backbone_style == "pytorch"
+    assert found.unusual == ()
     assert found.head_dilations == (1, 12, 24, 36)
-    assert (found.pool_scales, found.num_heads, found.multi_grid) == (None, None, None)
+    assert (found.pool_scales, found.num_heads) == (None, None)
     assert found.align_corners is True
     assert found.notes == ()
 
@@ -277,7 +278,7 @@ def test_the_heads_of_the_decoders_attention_are_read(text: str, heads: int | No
 def test_a_resnet_without_strides_has_mmsegmentations_defaults() -> None:
     found = settings_from_config_text(MASK2FORMER_1X)
     assert (found.strides, found.dilations) == ((1, 2, 2, 2), (1, 1, 1, 1))
-    assert (found.contract_dilation, found.backbone_style) == (False, "pytorch")
+    assert found.contract_dilation is False
 
 
 @pytest.mark.parametrize("kind", ["SwinTransformer", "MixVisionTransformer"])
@@ -553,6 +554,22 @@ def test_shared_values_are_not_walked_again_and_again() -> None:
     start = time.perf_counter()
     assert settings_from_config_text(text).backbone_type == "B"
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("innermost", ["dict(type='Resize')", "1"])
+def test_lists_that_are_nested_and_shared_are_not_walked_to_their_end(innermost: str) -> None:
+    lists = f"a = [{', '.join([innermost] * 100)}]\n"
+    for _ in range(5):
+        lists += f"a = [dict(transforms=a), {', '.join(['a'] * 100)}]\n"
+    text = f"{lists}test_pipeline = a\ntta_pipeline = a\n"
+    start = time.perf_counter()
+    preparation_from_config(text, settings_from_config_text(text))
+    assert time.perf_counter() - start < 10
+
+
+def test_mmdetection_says_elsewhere_what_sides_are_padded_to() -> None:
+    found = settings_from_config_text("model = dict(data_preprocessor=dict(pad_size_divisor=32))")
+    assert found.size_divisor == 32
 
 
 def test_the_depth_of_python_calls_is_left_as_it_was() -> None:

@@ -83,14 +83,35 @@ def test_without_a_configuration_output_stride_8_is_assumed_and_said(
     assert net.shape.backbone.dilations == (1, 1, 2, 4)
     assert net.shape.backbone.contract_dilation
     assert net.shape.head.dilations == (1, 12, 24, 36)
-    strides, dilations = found.assumed
+    strides, dilations, corners = found.assumed
     assert "1, 2, 1, 1" in strides
     assert "1, 1, 2, 4" in strides
     assert "1, 12, 24, 36" in dilations
+    assert "align_corners=False" in corners
+
+
+@pytest.mark.parametrize("layer", ["c1_bottleneck", "image_pool.1", "all"])
+def test_a_head_for_other_maps_than_the_backbones_is_refused(
+    tensors: dict[str, Tensor], layer: str
+) -> None:
+    """Its own tensors fit each other."""
+    tensors = dict(tensors)
+    branches = ["image_pool.1", *(f"aspp_modules.{i}" for i in range(4))]
+    for name in branches if layer == "all" else [layer]:
+        for key in [k for k in tensors if k.startswith(f"decode_head.{name}.")]:
+            if key.endswith("conv.weight") and "pointwise" not in key and tensors[key].shape[1] > 1:
+                tensors[key] = torch.cat([tensors[key], tensors[key]], dim=1)
+    with pytest.raises(CheckpointError, match="of another shape"):
+        model_from_state_dict(tensors)
 
 
 def test_with_a_configuration_nothing_is_assumed(tensors: dict[str, Tensor]) -> None:
-    hints = Hints(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), head_dilations=(1, 6, 12, 18))
+    hints = Hints(
+        align_corners=False,
+        strides=(1, 2, 2, 1),
+        dilations=(1, 1, 1, 2),
+        head_dilations=(1, 6, 12, 18),
+    )
     net, found = model_from_state_dict(tensors, hints=hints)
     assert found.assumed == ()
     assert net.shape.backbone.strides == (1, 2, 2, 1)

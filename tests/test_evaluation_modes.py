@@ -32,6 +32,7 @@ from exporter.evaluation import evaluate_target
 from exporter.inference import Inference
 from exporter.preparation import preparation_from_config
 from exporter.request import DataOptions, LoadOptions
+from tests.architectures import tiny_mask2former
 from tests.tiny_models import tiny_bundle
 from tests.tiny_segformer import (
     CONFIG,
@@ -435,6 +436,15 @@ def test_an_image_too_small_for_the_network_is_an_error(tmp_path: Path) -> None:
     write_photos(tmp_path / "data", [(20, 40)])
     result = run_cli("evaluate", tmp_path / "tiny.pth", "--data", tmp_path / "data", "--tta", "ms")
     assert "a part of an image of 10x20, at which the network fails" in error_of(result)
+
+
+def test_a_norm_over_a_single_value_is_an_error_of_the_size(tmp_path: Path) -> None:
+    """GroupNorm of 32 channels in 32 groups, on a map of one pixel: PyTorch raises a ValueError."""
+    tensors = dict(tiny_mask2former.network(tiny_mask2former.RESNET_SHAPE).state_dict())
+    write_checkpoint(tmp_path / "tiny.pth", tensors=tensors, classes=None, config=None)
+    write_photos(tmp_path / "data", [(32, 32)])
+    result = run_cli("evaluate", tmp_path / "tiny.pth", "--data", tmp_path / "data", "--tta", "ms")
+    assert "an image of 16x16, at which the network fails: Expected more" in error_of(result)
 
 
 @pytest.mark.parametrize(

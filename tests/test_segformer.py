@@ -173,6 +173,30 @@ def test_another_architecture_is_named_with_its_first_keys(key: str, family: str
         model_from_state_dict({key: torch.ones(1), "zzz.weight": torch.ones(1)})
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"embed_dims": (16, 8, 8, 8), "num_heads": (1, 1, 1, 1)},
+            "stages of 16, 8, 8, 8 channels",
+        ),
+        ({"embed_dims": (8, 28, 28, 28), "num_heads": (1, 1, 1, 1)}, "stages of 8, 28, 28, 28"),
+    ],
+)
+def test_stages_that_no_number_of_heads_fits_are_refused(
+    changes: dict[str, object], told: str
+) -> None:
+    with pytest.raises(CheckpointError, match=told):
+        model_from_state_dict(tensors_of(shape_of(**changes)))
+
+
+def test_a_layer_narrower_than_its_stage_is_refused() -> None:
+    key = "backbone.layers.0.1.0.ffn.layers.0.weight"
+    tensors = tensors_of(shape_of())
+    with pytest.raises(CheckpointError, match="and 0, 4, 4, 4 times as many"):
+        model_from_state_dict(tensors | {key: tensors[key][:1]})
+
+
 def test_logits_are_a_quarter_of_the_input_and_a_batch_is_its_images_one_by_one() -> None:
     model, _ = model_from_state_dict(tensors_of(shape_of()))
     images = torch.randn(3, 3, 96, 64)

@@ -31,8 +31,9 @@ from exporter.architectures.vit import (
 )
 from exporter.detect import model_from_state_dict
 from exporter.load import load_model
+from exporter.rewrites.pieces import ScaledQueries
 from exporter.rewrites.rewritten import rewritten_for_export
-from exporter.rewrites.segmenter import ScaledQueries, TokenClassifier, TokenEncoder, TokenMasks
+from exporter.rewrites.segmenter import TokenClassifier, TokenEncoder, TokenMasks
 from tests.architectures.example import lively
 
 Tensors = dict[str, Tensor]
@@ -511,7 +512,7 @@ def test_the_scale_inside_the_queries_changes_nothing(heads: int, bias: bool) ->
     attention = double(SelfAttention(32, heads, bias))
     assert isinstance(attention, SelfAttention)
     x = torch.randn(2, 9, 32, dtype=torch.float64)
-    assert_same(attention(x), ScaledQueries(attention)(x))
+    assert_same(attention(x), ScaledQueries(attention.num_heads, attention.attn)(x))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.errors import CheckpointError
+from engines.errors import CheckpointError, ConfigError
 from engines.trt.layer_names import module_path
 from exporter.architectures import upernet_keys
 from exporter.architectures.backbones import BackboneShape
@@ -78,13 +78,23 @@ def test_the_configuration_says_how_maps_are_resized_and_pooled() -> None:
 
 def test_corners_that_nobody_speaks_of_are_told_to_be_assumed() -> None:
     _, description = model_from_state_dict(swin().state_dict())
-    assert [sentence for sentence in description.assumed if "align_corners=False" in sentence]
+    scales, corners = description.assumed
+    assert "1, 2, 3, 6" in scales
+    assert "align_corners=False" in corners
 
 
 @pytest.mark.parametrize("scales", [None, (1, 2, 3), (1, 65)])
 def test_pooling_scales_that_do_not_fit_are_refused(scales: tuple[int, ...] | None) -> None:
-    with pytest.raises(CheckpointError, match="2 pooling branches"):
+    with pytest.raises(ConfigError, match="2 pooling branches"):
         model_from_state_dict(bare_swin().state_dict(), hints=Hints(pool_scales=scales))
+
+
+def test_a_swin_of_more_stages_than_anybody_trains_is_refused() -> None:
+    """Each doubles the width: a few small tensors could ask for any amount of memory."""
+    with torch.device("meta"):
+        many = Upernet(UpernetShape(SwinShape(3, 2, (1,) * 9, (1,) * 9, window=2), 8, 3))
+    with pytest.raises(CheckpointError, match="in 9 stages"):
+        model_from_state_dict(many.state_dict())
 
 
 def test_upernet_on_another_backbone_is_refused_by_its_tensors() -> None:

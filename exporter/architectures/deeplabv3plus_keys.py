@@ -6,20 +6,28 @@ configuration beside the weights says it, or the usual numbers are assumed and s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from exporter.architectures.aspp import aspp_dilations, aspp_shape
+from exporter.architectures.backbones import backbone_writes_the_same
 from exporter.architectures.deeplabv3plus import DeeplabV3Plus, DeeplabV3PlusShape
-from exporter.architectures.description import NO_HINTS, Hints, ModelDescription
+from exporter.architectures.description import (
+    ALIGN_CORNERS,
+    NO_HINTS,
+    Hints,
+    ModelDescription,
+    assumed_as_usual,
+)
 from exporter.architectures.loading import (
     check_keep_outputs,
     load_strictly,
     tensors_of,
     usable_tensors,
+    weights_after,
 )
 from exporter.architectures.resnet import resnet_shape, with_stride_8
 
@@ -70,16 +78,12 @@ def layer_paths(module: str, _style: str) -> tuple[str, ...]:
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weight of each layer as the checkpoint has it, by the path of `layer_paths`."""
-    return {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in model.state_dict().items()
-        if name.endswith(".weight")
-    }
+    return weights_after(model, ())
 
 
 def writes_the_same(module: str, _style: str) -> bool:
     """Whether those layers also write what that module wrote: not where BatchNorm is folded in."""
-    return re.search(r"\.(conv\d?|stem\.[036]|downsample\.[01])$", module) is None
+    return backbone_writes_the_same(module) and not module.endswith(".conv")
 
 
 def _keep_first_outputs(named: dict[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -97,4 +101,7 @@ def _shape_from_tensors(
     backbone = resnet_shape(named, "backbone.", hints)
     dilations, of_dilations = aspp_dilations(named, "decode_head.", hints)
     head = aspp_shape(named, "decode_head.", dilations, bool(hints.align_corners))
-    return DeeplabV3PlusShape(backbone, head), of_strides + of_dilations
+    # No tensor fits other widths than the backbone's maps have, which strict loading then says.
+    head = replace(head, in_channels=backbone.channels[-1], c1_channels=backbone.channels[0])
+    of_corners = assumed_as_usual({ALIGN_CORNERS: hints.align_corners})
+    return DeeplabV3PlusShape(backbone, head), of_strides + of_dilations + of_corners

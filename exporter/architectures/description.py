@@ -61,6 +61,16 @@ class Hints:
 
 
 NO_HINTS = Hints()
+ALIGN_CORNERS = "Maps are taken to be resized with align_corners=False"
+
+
+def assumed_as_usual(said: Mapping[str, object]) -> tuple[str, ...]:
+    """For `ModelDescription.assumed`: of what was taken (sentence -> hint) all that nobody said."""
+    return tuple(
+        f"{sentence}, as usual: no configuration says so, and any other has the same weights."
+        for sentence, hint in said.items()
+        if hint is None
+    )
 
 
 class Architecture(Protocol):
@@ -82,7 +92,10 @@ class Architecture(Protocol):
         """
 
     def layer_paths(self, module: str, style: str) -> tuple[str, ...]:
-        """Paths in node names of the layers that read what a checkpoint's module reads."""
+        """Paths in node names of the layers that read what a checkpoint's module reads.
+
+        Empty where no layer does; one that no node has, where a rewrite took the module apart.
+        """
 
     def layer_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Weight of each layer as the checkpoint has it, by those paths."""

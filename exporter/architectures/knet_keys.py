@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from engines.errors import CheckpointError, ConfigError
 from exporter.architectures.aspp import aspp_dilations
-from exporter.architectures.backbones import BackboneShape, backbone_shape
+from exporter.architectures.backbones import (
+    BACKBONE_RULES,
+    backbone_shape,
+    backbone_writes_the_same,
+)
 from exporter.architectures.description import NO_HINTS, Hints, ModelDescription
 from exporter.architectures.kernel_update import StageShape
 from exporter.architectures.knet import Knet, KnetShape
@@ -26,10 +30,11 @@ from exporter.architectures.loading import (
     paths_after,
     tensors_of,
     usable_tensors,
+    weights_after,
 )
-from exporter.architectures.resnet import ResNetShape, with_stride_8
+from exporter.architectures.resnet import with_stride_8
 from exporter.architectures.swin import without_index_tables
-from exporter.architectures.uper import POOL_SCALES, pool_scales_of
+from exporter.architectures.uper import UPER_RULES, assumed_of_upernet, pool_scales_of
 
 NAME = "knet"
 STYLE = "mmsegmentation"
@@ -45,15 +50,15 @@ _HEAD_SIGNS = {
 }
 # Module path -> path(s) after `exporter.rewrites`.
 _LAYER_RULES = (
-    (r"\.attn\.w_msa\.qkv$", tuple(rf".attn.w_msa.{part}" for part in "qkv")),
+    *BACKBONE_RULES,
+    *UPER_RULES,
     (r"\.attention\.attn$", (".attention.q", ".attention.k", ".attention.v")),
     (r"\.attention\.attn\.out_proj$", (".attention.out_proj",)),
+    # They read sums that are scaled and not yet transformed: see `rewrites.knet.SumsUpdator`.
+    (r"\.kernel_update_conv\.(dynamic_layer|input_gate|update_gate)$", ()),
 )
-# Modules whose output a rewrite scales, folds something into, or orders otherwise.
-_CHANGED = re.compile(
-    r"\.(conv\d?|stem\.[036]|downsample\.([012]|norm)|w_msa\.qkv"
-    r"|dynamic_layer|input_gate|update_gate|attn|fc_mask)$"
-)
+# Modules of the heads whose output a rewrite scales or folds something into.
+_CHANGED = re.compile(r"\.(conv|dynamic_layer|input_gate|update_gate|attn|fc_mask)$")
 
 
 def recognises(keys: frozenset[str]) -> bool:
@@ -93,13 +98,7 @@ def layer_paths(module: str, _style: str) -> tuple[str, ...]:
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weight of each layer as the checkpoint has it, by the path of `layer_paths`."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith((".weight", ".in_proj_weight")):
-            module = name.removesuffix(".weight").removesuffix(".in_proj_weight")
-            paths = layer_paths(module, STYLE)
-            weights |= dict(zip(paths, tensor.chunk(len(paths)), strict=True))
-    return weights
+    return weights_after(model, _LAYER_RULES)
 
 
 def writes_the_same(module: str, _style: str) -> bool:
@@ -108,7 +107,7 @@ def writes_the_same(module: str, _style: str) -> bool:
     Not where BatchNorm is folded in, nor in a stage where sums are scaled, queries are, or the
     feature transform is taken over.
     """
-    return _CHANGED.search(module) is None
+    return backbone_writes_the_same(module) and _CHANGED.search(module) is None
 
 
 def _shape_from_tensors(
@@ -126,7 +125,7 @@ def _shape_from_tensors(
     else:
         backbone = backbone_shape(named, "backbone.", hints)
         scales = pool_scales_of(named, _GENERATE, hints)
-        assumed = _assumed_of_upernet(backbone, hints)
+        assumed = assumed_of_upernet(backbone, hints)
     num_heads, of_heads = _num_heads(channels, hints)
     stages = range(count_children(named, _UPDATE))
     shape = KnetShape(
@@ -153,28 +152,6 @@ def _head_kind(named: Mapping[str, Tensor]) -> str:
         expected="the head of DeepLabV3 (ASPP) or UPerNet",
         do="give a K-Net of `riceseg models`",
     )
-
-
-def _assumed_of_upernet(backbone: BackboneShape, hints: Hints) -> tuple[str, ...]:
-    """What is taken to be as in the published configurations, and was not said."""
-    said = {
-        f"The scales of pyramid pooling are taken to be {_numbers(POOL_SCALES)}": hints.pool_scales,
-        "Maps are taken to be resized with align_corners=False": hints.align_corners,
-    }
-    if isinstance(backbone, ResNetShape):
-        strides = _numbers(backbone.strides)
-        said[f"The backbone's strides are taken to be {strides}, without dilation"] = (
-            hints.strides or hints.dilations
-        )
-    return tuple(
-        f"{sentence}, as usual: no configuration says so, and any other has the same weights."
-        for sentence, value in said.items()
-        if value is None
-    )
-
-
-def _numbers(values: tuple[int, ...]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _num_heads(channels: int, hints: Hints) -> tuple[int, tuple[str, ...]]:

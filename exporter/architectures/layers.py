@@ -92,6 +92,18 @@ class QkvProjection(nn.Module):
         return tuple(zip(weights, self.in_proj_bias.chunk(3), strict=True))
 
 
+class FeedForward(nn.Module):
+    """Linear, GELU, linear; mmcv's FFN without what it adds."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        first = nn.Sequential(nn.Linear(dim, hidden), nn.GELU())
+        self.layers = nn.Sequential(first, nn.Linear(hidden, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(N, L, C) -> (N, heads, L, C / heads)."""
     length, dim = int(x.shape[1]), int(x.shape[2])

@@ -15,6 +15,10 @@ from engines.errors import CheckpointError, ConfigError
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 LayerRules = Sequence[tuple[str, tuple[str, ...]]]
 
+# ResNet-152's longest stage has 36 blocks. Names cost a file nothing, but 2000 layers take half a
+# minute to build, whatever their shapes are.
+_MAX_CHILDREN = 256
+
 
 def renamed(key: str, rules: Rules) -> str:
     """`key` after every rule, in their order."""
@@ -70,8 +74,18 @@ def check_keep_outputs(count: int, available: int) -> None:
 
 
 def count_children(named: Iterable[str], prefix: str) -> int:
-    """How many different names come after `prefix`, up to the next point."""
-    return len({key[len(prefix) :].split(".")[0] for key in named if key.startswith(prefix)})
+    """How many different names come after `prefix`, up to the next point.
+
+    CheckpointError for more than any network has.
+    """
+    count = len({key[len(prefix) :].split(".")[0] for key in named if key.startswith(prefix)})
+    if count > _MAX_CHILDREN:
+        raise CheckpointError(
+            f"{count} layers called {prefix}*",
+            expected=f"a network with at most {_MAX_CHILDREN} of a kind in a row",
+            do="check that the checkpoint is not damaged",
+        )
+    return count
 
 
 def load_strictly(model: nn.Module, named: dict[str, Tensor], family: str) -> None:
@@ -90,24 +104,51 @@ def load_strictly(model: nn.Module, named: dict[str, Tensor], family: str) -> No
         if named[key].dim() == 2 and tuple(expected[key].shape[2:]) == (1, 1):
             named[key] = named[key][:, :, None, None]
     wrong = sorted(
-        f"{key} {tuple(named[key].shape)} instead of {tuple(expected[key].shape)}"
+        f"{key} {_described(named[key])} instead of {_described(expected[key])}"
         for key in expected.keys() & named.keys()
-        if named[key].shape != expected[key].shape
+        if _described(named[key]) != _described(expected[key])
     )
     if missing or extra or wrong:
         raise CheckpointError(
             f"a checkpoint whose closest match is {family}, with "
             f"{len(missing)} tensors missing, {len(extra)} left over, {len(wrong)} of another "
-            f"shape; first ones: {', '.join((missing + extra + wrong)[:4])}",
+            f"shape or type; first ones: {', '.join((missing + extra + wrong)[:4])}",
             expected=f"exactly {family}'s tensors",
             do=f"check that the checkpoint is an unmodified {family}",
         )
     model.load_state_dict(named, strict=True, assign=True)
 
 
+def _described(tensor: Tensor) -> str:
+    """Its shape, and its type where that is not float32: whole numbers are no weights.
+
+    Not that of a single number, for BatchNorm's counter is of every type.
+    """
+    shape = str(tuple(tensor.shape))
+    if tensor.dtype is torch.float32 or tensor.dim() == 0:
+        return shape
+    return f"{shape} {str(tensor.dtype).removeprefix('torch.')}"
+
+
 def paths_after(path: str, rules: LayerRules) -> tuple[str, ...]:
-    """A module's path after the rewrites, by the first of `rules` that fits; several if split."""
+    """A module's path after the rewrites, by the first of `rules` that fits.
+
+    Several where it is split, none where what it reads is gone.
+    """
     for pattern, targets in rules:
         if re.search(pattern, path):
             return tuple(re.sub(pattern, target, path) for target in targets)
     return (path,)
+
+
+def weights_after(model: nn.Module, rules: LayerRules) -> dict[str, Tensor]:
+    """The weight of each layer of `model` by its path after the rewrites; parts where it is split.
+
+    That of a layer without such a path is left out.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith((".weight", ".in_proj_weight")):
+            paths = paths_after(re.sub(r"\.(in_proj_)?weight$", "", name), rules)
+            weights |= zip(paths, tensor.chunk(max(1, len(paths))), strict=False)
+    return weights

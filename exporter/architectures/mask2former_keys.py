@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from engines.errors import CheckpointError, ConfigError
 from exporter.architectures import mask2former_detectron2, mask2former_hf
-from exporter.architectures.backbones import BackboneShape, backbone_shape
+from exporter.architectures.backbones import (
+    BACKBONE_RULES,
+    BackboneShape,
+    backbone_shape,
+    backbone_writes_the_same,
+)
 from exporter.architectures.description import NO_HINTS, Hints, ModelDescription
 from exporter.architectures.loading import (
     Rules,
@@ -28,6 +33,7 @@ from exporter.architectures.loading import (
     renamed,
     tensors_of,
     usable_tensors,
+    weights_after,
 )
 from exporter.architectures.mask2former import USUAL_DIVISOR, Mask2Former, Mask2FormerShape
 from exporter.architectures.mask_decoder import MaskDecoderShape
@@ -43,16 +49,15 @@ _PIXELS = "decode_head.pixel_decoder."
 _DECODER = "decode_head.transformer_decoder."
 _FIRST_ENCODER = f"{_PIXELS}encoder.layers.0."
 _FIRST_DECODER = f"{_DECODER}layers.0."
-# Module path -> path(s) after `exporter.rewrites`. `mask_feature` has none: see FoldedMaskEmbed.
+# Module path -> path(s) after `exporter.rewrites`. `mask_feature` has none: see FoldedMaskHead.
 _LAYER_RULES = (
     (r"\.(cross|self)_attn\.attn$", (r".\1_attn.q", r".\1_attn.k", r".\1_attn.v")),
     (r"\.(cross|self)_attn\.attn\.out_proj$", (r".\1_attn.out_proj",)),
-    (r"\.attn\.w_msa\.qkv$", tuple(rf".attn.w_msa.{part}" for part in "qkv")),
+    *BACKBONE_RULES,
 )
-# Layers whose weights the rewrites change, or whose result something folded is missing from.
-_CHANGED = (
-    r"\.(cross|self)_attn\.(attn|attn\.out_proj|out_proj|q|k|v)$|\.mask_embed\.4$|\.mask_feature$|"
-    r"\.w_msa\.(q|k|v|qkv)$|^backbone\..*(conv\d?|stem\.\d|downsample\.\d)$"
+# Layers of the head whose weights a rewrite changes, or whose result lacks what is folded.
+_CHANGED = re.compile(
+    r"\.(cross|self)_attn\.(attn|attn\.out_proj|out_proj|q|k|v)$|\.mask_embed\.4$|\.mask_feature$"
 )
 
 
@@ -158,18 +163,14 @@ def layer_paths(module: str, style: str) -> tuple[str, ...]:
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weight of each layer as the checkpoint has it, by the path of `layer_paths`."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith((".weight", ".in_proj_weight")):
-            paths = paths_after(re.sub(r"\.(in_proj_)?weight$", "", name), _LAYER_RULES)
-            weights |= dict(zip(paths, tensor.chunk(len(paths)), strict=True))
-    return weights
+    return weights_after(model, _LAYER_RULES)
 
 
 def writes_the_same(module: str, style: str) -> bool:
     """Whether those layers also write what that module wrote: no rewrite scales or folds it."""
     known = next((s for s in STYLES if style == s.NAME), STYLES[0])
-    return re.search(_CHANGED, known.module_path(module)) is None
+    path = known.module_path(module)
+    return backbone_writes_the_same(path) and _CHANGED.search(path) is None
 
 
 def _shape_from_tensors(named: Mapping[str, Tensor], hints: Hints) -> Mask2FormerShape:

@@ -229,12 +229,22 @@ def _shape_from_tensors(
         sr = named.get(f"{block}.attn.sr.weight")
         sr_ratios.append(1 if sr is None else sr.shape[-1])
         mlp_ratios.append(named[f"{block}.ffn.layers.0.weight"].shape[0] // dim)
+    num_heads = tuple(dim // dims[0] for dim in dims)
+    heads_fit = all(n and dim % n == 0 for dim, n in zip(dims, num_heads, strict=True))
+    if not heads_fit or min(mlp_ratios) < 1:
+        raise CheckpointError(
+            f"a SegFormer with stages of {', '.join(map(str, dims))} channels, and "
+            f"{', '.join(map(str, mlp_ratios))} times as many inside their layers",
+            expected="attention heads as wide as the first stage, and layers at least as wide as "
+            "their stage",
+            do="check that the checkpoint is an unmodified SegFormer",
+        )
     block_eps, patch_eps = _EPSILONS[style]
     classifier = named["decode_head.conv_seg.weight"]
     return SegformerShape(
         embed_dims=dims,
         depths=depths,
-        num_heads=tuple(dim // dims[0] for dim in dims),
+        num_heads=num_heads,
         sr_ratios=tuple(sr_ratios),
         mlp_ratios=tuple(mlp_ratios),
         in_channels=named["backbone.layers.0.0.projection.weight"].shape[1],

@@ -22,6 +22,7 @@ from exporter.architectures.loading import (
     renamed,
     tensors_of,
     usable_tensors,
+    weights_after,
 )
 from exporter.architectures.segmenter import MaskDecoderShape, Segmenter, SegmenterShape
 from exporter.architectures.vit_keys import (
@@ -116,21 +117,16 @@ def layer_paths(module: str, style: str) -> tuple[str, ...]:
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weight of each layer as the checkpoint has it, by the path of `layer_paths`."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith(".attn.attn.in_proj_weight"):
-            prefix = name.removesuffix("attn.in_proj_weight")
-            parts = zip("qkv", tensor.chunk(3), strict=True)
-            weights |= {f"{prefix}{part}": weight for part, weight in parts}
-        elif name.endswith(".weight"):
-            weights[layer_paths(name.removesuffix(".weight"), "mmsegmentation")[0]] = tensor
-    return weights
+    return weights_after(model, _LAYER_RULES)
 
 
 def writes_the_same(module: str, style: str) -> bool:
-    """Whether those layers also write what that module wrote: q holds the attention's scale."""
+    """Whether those layers also write what that module wrote.
+
+    q holds the attention's scale, and the biases of two layers are added behind them.
+    """
     path = _renamed(f"{module}.weight", style)
-    return re.search(r"\.attn\.attn\.(in_proj_)?weight$", path) is None
+    return re.search(r"\.(attn\.attn|projection|dec_proj)\.(in_proj_)?weight$", path) is None
 
 
 def _style(keys: frozenset[str]) -> str | None:

@@ -21,12 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.errors import CheckpointError
-from exporter.architectures.layers import hw_of, map_from_sequence, sequence_from_map, split_heads
+from exporter.architectures.layers import (
+    FeedForward,
+    hw_of,
+    map_from_sequence,
+    sequence_from_map,
+    split_heads,
+)
 from exporter.architectures.loading import count_children
 from exporter.architectures.windows import padded_hw, relative_positions, shift_mask
 
 # Larger windows than anybody trains: (window ** 2) ** 2 numbers a head are made of them.
 MAX_WINDOW = 32
+MAX_STAGES = 8  # the width doubles with each
 # (dim, depths) of the paper's section 3.3; a head has 32 channels in all of them.
 VARIANTS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "swin-t",
@@ -163,20 +170,6 @@ class ShiftWindowMsa(nn.Module):
         return x.reshape(-1, *hw, dim)
 
 
-class FeedForward(nn.Module):
-    """Linear, GELU, linear, under mmcv's names."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Sequential(nn.Linear(dim, hidden), nn.GELU()), nn.Linear(hidden, dim)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
-        return out
-
-
 class SwinBlock(nn.Module):
     """Pre-norm transformer block."""
 
@@ -296,10 +289,12 @@ def _check(shape: SwinShape) -> None:
         heads > 0 and dim % heads == 0
         for dim, heads in zip(shape.channels, shape.num_heads, strict=True)
     )
-    if not (heads_fit and 0 < shape.window <= MAX_WINDOW and shape.patch > 0 and shape.dim > 0):
+    sizes_fit = 0 < shape.window <= MAX_WINDOW and shape.patch > 0 and shape.dim > 0
+    if not (heads_fit and sizes_fit and len(shape.depths) <= MAX_STAGES):
         raise CheckpointError(
-            f"a Swin backbone with {shape.dim} channels, {shape.num_heads} heads, windows of "
-            f"{shape.window} and patches of {shape.patch}",
-            expected=f"heads that divide the channels, windows of 1 to {MAX_WINDOW}",
+            f"a Swin backbone with {shape.dim} channels, {shape.num_heads[:MAX_STAGES]} heads in "
+            f"{len(shape.depths)} stages, windows of {shape.window} and patches of {shape.patch}",
+            expected=f"up to {MAX_STAGES} stages, heads that divide their channels, windows of 1 "
+            f"to {MAX_WINDOW}",
             do="check that the checkpoint is an unmodified Swin of mmsegmentation",
         )

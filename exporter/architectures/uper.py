@@ -13,12 +13,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from engines.errors import CheckpointError
-from exporter.architectures.description import Hints
+from engines.errors import ConfigError
+from exporter.architectures.backbones import BackboneShape
+from exporter.architectures.description import ALIGN_CORNERS, Hints, assumed_as_usual
 from exporter.architectures.layers import ConvBn, hw_of, pool_to, resize_bilinear
-from exporter.architectures.loading import count_children
+from exporter.architectures.loading import LayerRules, count_children
+from exporter.architectures.resnet import ResNetShape
 
 POOL_SCALES = (1, 2, 3, 6)  # of every published model
+# Module path -> path after `exporter.rewrites.uper`.
+UPER_RULES: LayerRules = ((r"\.psp_modules\.(\d+)\.1\.conv$", (r".pooled.branches.\1.0.conv",)),)
 # The pooled maps are small by nature; a damaged configuration shall not ask for large ones.
 _MAX_SCALE = 64
 
@@ -75,9 +79,7 @@ class UperHead(nn.Module):
         *fine, last = maps
         levels = [conv(x) for conv, x in zip(self.lateral_convs, fine, strict=True)]
         levels.append(self.pooled(last))
-        for i in range(len(levels) - 1, 0, -1):
-            finer = levels[i - 1]
-            levels[i - 1] = finer + resize_bilinear(levels[i], hw_of(finer), self.align_corners)
+        add_coarser(levels, self.align_corners)
         convs = [conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)]
         return [*convs, levels[-1]]
 
@@ -89,18 +91,43 @@ class UperHead(nn.Module):
         return out
 
 
+def add_coarser(levels: list[Tensor], align_corners: bool) -> None:
+    """To each level (N, channels, h, w), finest first, the sum of all coarser ones, in place."""
+    for i in range(len(levels) - 1, 0, -1):
+        finer = levels[i - 1]
+        levels[i - 1] = finer + resize_bilinear(levels[i], hw_of(finer), align_corners)
+
+
 def pool_scales_of(named: Mapping[str, Tensor], prefix: str, hints: Hints) -> tuple[int, ...]:
     """The scales of the pooling branches of the head behind `prefix` ("decode_head.").
 
-    Tensors tell their number alone. Raises CheckpointError where that is not the number of the
-    scales that `hints` name, or of the usual ones.
+    Tensors tell their number alone. Raises ConfigError where that is not the number of the scales
+    that `hints` name, or of the usual ones.
     """
     scales = POOL_SCALES if hints.pool_scales is None else tuple(hints.pool_scales)
     count = count_children(named, f"{prefix}psp_modules.")
     if len(scales) != count or not all(1 <= scale <= _MAX_SCALE for scale in scales):
-        raise CheckpointError(
+        raise ConfigError(
             f"{count} pooling branches, and pool_scales {scales}",
             expected=f"as many scales as branches, each from 1 to {_MAX_SCALE}",
             do="keep the training configuration (pool_scales) with the checkpoint",
         )
     return scales
+
+
+def assumed_of_upernet(backbone: BackboneShape, hints: Hints) -> tuple[str, ...]:
+    """What is taken to be as in the published configurations, and was not said."""
+    said: dict[str, object] = {
+        f"The scales of pyramid pooling are taken to be {_numbers(POOL_SCALES)}": hints.pool_scales,
+        ALIGN_CORNERS: hints.align_corners,
+    }
+    if isinstance(backbone, ResNetShape):
+        strides = _numbers(backbone.strides)
+        said[f"The backbone's strides are taken to be {strides}, without dilation"] = (
+            hints.strides or hints.dilations
+        )
+    return assumed_as_usual(said)
+
+
+def _numbers(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from exporter.architectures.backbones import backbone_shape
+from exporter.architectures.backbones import (
+    BACKBONE_RULES,
+    backbone_shape,
+    backbone_writes_the_same,
+)
 from exporter.architectures.description import NO_HINTS, Hints, ModelDescription
 from exporter.architectures.loading import (
     check_keep_outputs,
@@ -16,9 +19,10 @@ from exporter.architectures.loading import (
     paths_after,
     tensors_of,
     usable_tensors,
+    weights_after,
 )
 from exporter.architectures.swin import without_index_tables
-from exporter.architectures.uper import pool_scales_of
+from exporter.architectures.uper import UPER_RULES, assumed_of_upernet, pool_scales_of
 from exporter.architectures.upernet import Upernet, UpernetShape
 
 NAME = "upernet"
@@ -26,12 +30,7 @@ NAME = "upernet"
 _SOURCE = "mmsegmentation"
 _HEAD = ("decode_head.fpn_bottleneck.conv.weight", "decode_head.psp_modules.0.1.conv.weight")
 # mmsegmentation's module path -> path(s) after `exporter.rewrites`.
-LAYER_RULES = (
-    (r"\.attn\.w_msa\.qkv$", tuple(f".attn.w_msa.{part}" for part in "qkv")),
-    (r"\.psp_modules\.(\d+)\.1\.conv$", (r".pooled.branches.\1.0.conv",)),
-)
-# The query is scaled; the others have a BatchNorm behind them, which is folded.
-_CHANGED = re.compile(r"\.w_msa\.qkv$|\.conv\d?$|\.stem\.\d$|\.downsample\.\d$")
+_LAYER_RULES = (*BACKBONE_RULES, *UPER_RULES)
 
 
 def recognises(keys: frozenset[str]) -> bool:
@@ -52,12 +51,6 @@ def model_from_tensors(
     with torch.device("meta"):
         model = Upernet(shape)
     load_strictly(model, named, "UPerNet")
-    assumed: tuple[str, ...] = ()
-    if hints.align_corners is None:
-        assumed = (
-            "Maps are taken to be resized with align_corners=False, as in all published models but "
-            "those for 769x769: no configuration says so, and both have the same weights.",
-        )
     description = ModelDescription(
         architecture=NAME,
         variant=shape.backbone.name,
@@ -67,29 +60,24 @@ def model_from_tensors(
         num_outputs=shape.num_outputs,
         parameters=sum(p.numel() for p in model.parameters()),
         source=_SOURCE,
-        assumed=assumed,
+        assumed=assumed_of_upernet(shape.backbone, hints),
     )
     return model.eval(), description
 
 
-def layer_paths(module: str, style: str) -> tuple[str, ...]:  # one style alone
+def layer_paths(module: str, _style: str) -> tuple[str, ...]:
     """See `Architecture.layer_paths`."""
-    return paths_after(module, LAYER_RULES)
+    return paths_after(module, _LAYER_RULES)
 
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weight of each layer as the checkpoint has it, by the path of `layer_paths`."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith(".weight"):
-            paths = layer_paths(name.removesuffix(".weight"), _SOURCE)
-            weights |= dict(zip(paths, tensor.chunk(len(paths)), strict=True))
-    return weights
+    return weights_after(model, _LAYER_RULES)
 
 
-def writes_the_same(module: str, style: str) -> bool:
-    """Whether those layers also write what that module wrote: no rewrite scales or folds it."""
-    return _CHANGED.search(module) is None
+def writes_the_same(module: str, _style: str) -> bool:
+    """Whether those layers also write what that module wrote: not where BatchNorm is folded in."""
+    return backbone_writes_the_same(module) and not module.endswith(".conv")
 
 
 def _shape_from_tensors(named: Mapping[str, Tensor], hints: Hints) -> UpernetShape:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporter.architectures.layers import (
+    FeedForward,
     QkvProjection,
     hw_of,
     joined_heads,
@@ -91,18 +92,6 @@ class SelfAttention(nn.Module):
         q, k, v = (split_heads(F.linear(x, w, b), self.num_heads) for w, b in self.attn.split())
         weights = (q @ k.transpose(2, 3) * int(q.shape[3]) ** -0.5).softmax(dim=3)
         return self.attn.out_proj(joined_heads(weights @ v))
-
-
-class FeedForward(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        first = nn.Sequential(nn.Linear(dim, hidden), nn.GELU())
-        self.layers = nn.Sequential(first, nn.Linear(hidden, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
 
 class TransformerLayer(nn.Module):

@@ -81,6 +81,8 @@ def scales_by_layer(scales: TrainedScales, style: str, architecture: Architectur
         found: dict[str, NDArray[np.float32]] = {}
         for module, values in given.items():
             paths = architecture.layer_paths(module, style)
+            if not paths:
+                continue
             parts = np.split(values, len(paths)) if values.size % len(paths) == 0 else ()
             if values.size == 1:
                 parts = [values] * len(paths)

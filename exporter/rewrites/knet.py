@@ -14,14 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporter.architectures.kernel_update import (
-    KernelAttention,
-    KernelUpdateHead,
-    KernelUpdator,
-)
+from exporter.architectures.kernel_update import KernelUpdateHead, KernelUpdator
 from exporter.architectures.knet import IterativeDecodeHead, UperKernelHead
-from exporter.architectures.layers import hw_of, joined_heads, split_heads
-from exporter.rewrites.pieces import linear_of
+from exporter.architectures.layers import hw_of
+from exporter.rewrites.pieces import ScaledQueries, linear_of
 from exporter.rewrites.uper import EarlyTapsHead
 
 
@@ -83,7 +79,7 @@ class UntransformedStage(nn.Module):
         self.kernel_update_conv = SumsUpdator(
             source.kernel_update_conv, (transform, shift), kernels
         )
-        self.attention = ScaledKernelAttention(source.attention)
+        self.attention = ScaledKernelAttention(source.attention.num_heads, source.attention.attn)
         self.attention_norm = source.attention_norm
         self.ffn, self.ffn_norm = source.ffn, source.ffn_norm
         self.mask_fcs = source.mask_fcs
@@ -233,22 +229,8 @@ class SumsLinear(nn.Linear):
         return F.linear(sums, self.weight * ratio) + of_sizes
 
 
-class ScaledKernelAttention(nn.Module):
-    """Attention with 1/sqrt(d) inside the query's weights, and a layer each for q, k and v.
-
-    softmax((x Wq + bq) k' / sqrt(d)) = softmax((x Wq/sqrt(d) + bq/sqrt(d)) k').
-    """
-
-    def __init__(self, source: KernelAttention) -> None:
-        super().__init__()
-        self.num_heads = source.num_heads
-        (wq, bq), (wk, bk), (wv, bv) = source.attn.split()
-        scale = (wq.shape[0] // self.num_heads) ** -0.5
-        self.q = linear_of(wq * scale, None if bq is None else bq * scale)
-        self.k, self.v = linear_of(wk, bk), linear_of(wv, bv)
-        self.out_proj = source.attn.out_proj
+class ScaledKernelAttention(ScaledQueries):
+    """`KernelAttention` with `ScaledQueries`: what came in is added."""
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
-        out = (q @ k.transpose(2, 3)).softmax(dim=3) @ v
-        return x + self.out_proj(joined_heads(out))
+        return x + super().forward(x)

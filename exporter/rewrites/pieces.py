@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exporter.architectures.layers import ConvBn
+from exporter.architectures.layers import ConvBn, QkvProjection, joined_heads, split_heads
 
 
 def folded(block: ConvBn) -> nn.Conv2d:
@@ -64,3 +64,24 @@ def fold_conv_bn(model: nn.Module, _input_hw: tuple[int, int] | None = None) -> 
         if isinstance(block, ConvBn) and isinstance(block.bn, nn.BatchNorm2d):
             block.conv = folded(block)
             block.bn = nn.Identity()  # type: ignore[assignment]
+
+
+class ScaledQueries(nn.Module):
+    """Self-attention over (N, L, C) with 1/sqrt(d) inside the query's weights, and q, k, v apart.
+
+    softmax((x Wq + bq) k^T / sqrt(d)) = softmax((x Wq/sqrt(d) + bq/sqrt(d)) k^T), which saves a
+    pass over the (tokens x tokens) matrix and lets TensorRT see the pattern it fuses.
+    """
+
+    def __init__(self, num_heads: int, source: QkvProjection) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        (wq, bq), (wk, bk), (wv, bv) = source.split()
+        scale = (wq.shape[0] // num_heads) ** -0.5
+        self.q = linear_of(wq * scale, None if bq is None else bq * scale)
+        self.k, self.v = linear_of(wk, bk), linear_of(wv, bv)
+        self.out_proj = source.out_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
+        return self.out_proj(joined_heads((q @ k.transpose(2, 3)).softmax(dim=3) @ v))

@@ -8,14 +8,12 @@ from torch import Tensor, nn
 
 from exporter.architectures.layers import (
     hw_of,
-    joined_heads,
     map_from_sequence,
     sequence_from_map,
-    split_heads,
 )
 from exporter.architectures.segmenter import LinearHead, MaskTransformerHead, Segmenter
 from exporter.architectures.vit import SelfAttention, VisionTransformer, resized_positions
-from exporter.rewrites.pieces import conv_like, linear_of
+from exporter.rewrites.pieces import ScaledQueries, conv_like, linear_of
 
 Tokens = tuple[Tensor, tuple[int, int]]  # (N, h*w, C) and (h, w)
 
@@ -25,7 +23,7 @@ def rewrite(model: nn.Module, input_hw: tuple[int, int] | None = None) -> None:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, SelfAttention):
-                setattr(parent, name, ScaledQueries(child))
+                setattr(parent, name, ScaledQueries(child.num_heads, child.attn))
         if isinstance(parent, Segmenter):
             assert isinstance(parent.backbone, VisionTransformer)
             encoder = TokenEncoder(parent.backbone, input_hw)
@@ -35,27 +33,6 @@ def rewrite(model: nn.Module, input_hw: tuple[int, int] | None = None) -> None:
                 parent.decode_head = TokenMasks(head)
             elif isinstance(head, LinearHead):
                 parent.decode_head = TokenClassifier(head)
-
-
-class ScaledQueries(nn.Module):
-    """Self-attention with 1/sqrt(d) inside the query's weights, and q, k, v apart.
-
-    softmax((x Wq + bq) k^T / sqrt(d)) = softmax((x Wq/sqrt(d) + bq/sqrt(d)) k^T), which saves a
-    pass over the (tokens x tokens) matrix and lets TensorRT see the pattern it fuses.
-    """
-
-    def __init__(self, source: SelfAttention) -> None:
-        super().__init__()
-        self.num_heads = source.num_heads
-        (wq, bq), (wk, bk), (wv, bv) = source.attn.split()
-        scale = (wq.shape[0] // self.num_heads) ** -0.5
-        self.q = linear_of(wq * scale, None if bq is None else bq * scale)
-        self.k, self.v = linear_of(wk, bk), linear_of(wv, bv)
-        self.out_proj = source.attn.out_proj
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(part(x), self.num_heads) for part in (self.q, self.k, self.v))
-        return self.out_proj(joined_heads((q @ k.transpose(2, 3)).softmax(dim=3) @ v))
 
 
 class TokenEncoder(nn.Module):

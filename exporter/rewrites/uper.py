@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporter.architectures.layers import ConvBn, hw_of, pool_to, resize_bilinear
-from exporter.architectures.uper import PoolingBranch, UperHead
+from exporter.architectures.layers import ConvBn, hw_of, pool_to
+from exporter.architectures.uper import PoolingBranch, UperHead, add_coarser
 from exporter.rewrites.pieces import conv_like, folded
 
 Matrix = NDArray[np.float64]
@@ -56,9 +56,7 @@ class EarlyTapsHead(nn.Module):
         *fine, last = maps
         levels = [conv(x) for conv, x in zip(self.lateral_convs, fine, strict=True)]
         levels.append(self.pooled(last))
-        for i in range(len(levels) - 1, 0, -1):
-            finer = levels[i - 1]
-            levels[i - 1] = finer + resize_bilinear(levels[i], hw_of(finer), self.align_corners)
+        add_coarser(levels, self.align_corners)
         convs = [conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)]
         out: Tensor = self.fusion([*convs, levels[-1]])
         return out

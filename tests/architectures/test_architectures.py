@@ -7,6 +7,7 @@ tests/test_rtx_graphs.py.
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -136,6 +137,39 @@ def test_a_tensor_of_another_shape_is_refused(example: Example) -> None:
             model_from_state_dict(tensors | {key: longer}, hints=example.hints)
         with pytest.raises(CheckpointError):
             model_from_state_dict(tensors | {key: torch.ones(())}, hints=example.hints)
+
+
+@every_example
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64], ids=str)
+def test_a_weight_that_is_no_real_number_is_named_with_its_type(
+    dtype: torch.dtype, example: Example
+) -> None:
+    tensors = tensors_of(example)
+    key = next(k for k in tensors if k.startswith("decode_head.") and k.endswith(".weight"))
+    other = torch.ones(tensors[key].shape, dtype=dtype)
+    told = f"{re.escape(key)} .*{str(dtype).removeprefix('torch.')} instead of"
+    with pytest.raises(CheckpointError, match=told):
+        model_from_state_dict(tensors | {key: other}, hints=example.hints)
+
+
+@every_example
+def test_thousands_of_layers_are_refused_before_they_are_built(example: Example) -> None:
+    tensors = tensors_of(example)
+    layer = re.compile(r"backbone\.(layers?|stages)[.\d]*\.(?=\d+\.[a-z])")
+    prefix = max((m[0] for m in map(layer.match, tensors) if m), key=len)
+    more = {f"{prefix}{i}.surplus": torch.ones(1) for i in range(2000)}
+    with pytest.raises(CheckpointError, match=rf"20\d\d layers called {re.escape(prefix)}\*"):
+        model_from_state_dict(tensors | more, hints=example.hints)
+
+
+@every_example
+@pytest.mark.parametrize(
+    ("part", "other"), [("decode_head.", "backbone"), ("backbone.", "decode head")]
+)
+def test_a_part_of_a_model_is_refused(part: str, other: str, example: Example) -> None:
+    alone = {key: t for key, t in tensors_of(example).items() if key.startswith(part)}
+    with pytest.raises(CheckpointError, match=rf"no {other}|without .*{other}|with no tensors"):
+        model_from_state_dict(alone, hints=example.hints)
 
 
 @every_example
