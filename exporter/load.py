@@ -22,7 +22,7 @@ from exporter.detect import model_from_state_dict
 from exporter.hints import hints_from_settings, with_hugging_face
 from exporter.request import LoadOptions, Resize
 
-# ImageNet statistics in the 0..255 scale, RGB: SegFormer's family default.
+# ImageNet's statistics in the 0..255 scale, RGB: what most networks of every family start from.
 DEFAULT_MEAN, DEFAULT_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 DEFAULT_HW = (512, 512)
 SIDE_MULTIPLE = 32
@@ -65,7 +65,7 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
         hints=with_hugging_face(hints, checkpoint.hf_config),
     )
     warnings += description.assumed
-    mean, std = _normalisation(checkpoint, settings, options, description.in_channels, warnings)
+    mean, std = _normalisation(checkpoint, settings, options, description, warnings)
     if settings.to_rgb is False and description.in_channels == 3:
         _reverse_input_channels(net, description.in_channels)
         warnings.append("trained on BGR images: the first convolution now takes RGB")
@@ -103,13 +103,14 @@ def _normalisation(
     checkpoint: Checkpoint,
     settings: ConfigSettings,
     options: LoadOptions,
-    channels: int,
+    description: ModelDescription,
     warnings: list[str],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """From the options, the config text, Hugging Face's preprocessor, or the family default.
 
     In RGB order: the config text alone gives it in the order of the network's input.
     """
+    channels = description.in_channels
     step = -1 if settings.to_rgb is False and channels == 3 else 1
     mean = options.mean or (settings.mean and settings.mean[::step])
     std = options.std or (settings.std and settings.std[::step])
@@ -119,7 +120,9 @@ def _normalisation(
         if stored[0] and stored[1]:
             mean = mean or tuple(255.0 * v for v in stored[0])
             std = std or tuple(255.0 * v for v in stored[1])
-    return checked_normalisation(mean, std, channels, warnings)
+    return checked_normalisation(
+        mean, std, channels, warnings, other=description.other_normalisation
+    )
 
 
 def checked_normalisation(
@@ -127,14 +130,17 @@ def checked_normalisation(
     std: tuple[float, ...] | None,
     channels: int,
     warnings: list[str],
+    *,
+    other: str = "",
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel; of three channels the family's default, with a warning.
+    """Mean and std per channel; of three channels ImageNet's, with a warning that says `other` too.
 
     Raises ConfigError for another number of them, and for numbers that cannot be divided by.
     """
     if (mean is None or std is None) and channels == 3:
         mean, std = mean or DEFAULT_MEAN, std or DEFAULT_STD
-        warnings.append("no normalisation stored with the weights: ImageNet mean and std assumed")
+        line = "no normalisation stored with the weights: ImageNet mean and std assumed"
+        warnings.append(f"{line}; {other}" if other else line)
     if mean is None or std is None or not len(mean) == len(std) == channels:
         raise ConfigError(
             f"mean {mean} and std {std} for {channels} input channels",

@@ -16,7 +16,9 @@ from exporter.architectures.segformer import Segformer
 from exporter.detect import model_from_state_dict
 from exporter.load import load_model, network_size
 from exporter.request import LoadOptions
+from tests.architectures.tiny_segmenter import EXAMPLES as SEGMENTERS
 from tests.test_segformer import shape_of
+from tests.tiny_segformer import write_checkpoint
 
 CONFIG_1X = """
 data_preprocessor = dict(type='SegDataPreProcessor', mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0],
@@ -242,3 +244,14 @@ def test_a_preprocessor_of_hugging_face_says_normalisation_and_size_or_is_left_a
     loaded = load_model(tmp_path)
     assert loaded.mean == (mean or (123.675, 116.28, 103.53))
     assert network_size(loaded, None)[0] == (size or (512, 512))
+
+
+def test_a_segmenter_without_a_configuration_is_told_its_familys_other_normalisation(
+    tmp_path: Path,
+) -> None:
+    net = next(e for e in SEGMENTERS if e.id == "segmenter").make()
+    path = write_checkpoint(tmp_path / "a.pth", tensors=dict(net.state_dict()), config=None)
+    said = "published Segmenters are trained with 127.5"
+    assert any(said in line for line in load_model(path).warnings)
+    told = LoadOptions(mean=(127.5,) * 3, std=(127.5,) * 3)
+    assert not any(said in line for line in load_model(path, told).warnings)

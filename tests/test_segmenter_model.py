@@ -150,13 +150,6 @@ def test_positions_that_fill_no_rectangle_are_refused(patches: int) -> None:
         model_from_state_dict(tensors)
 
 
-def test_without_a_configuration_the_usual_normalisation_is_named() -> None:
-    tensors = tensors_of(vit_of(), decoder_of())
-    assert any("127.5" in line for line in described(tensors).assumed)
-    assert any("127.5" in line for line in described(tensors, Hints(keep_outputs=2)).assumed)
-    assert described(tensors, Hints(num_heads=1)).assumed == ()
-
-
 CONFIG = """
 norm_cfg = dict(type='SyncBN')
 data_preprocessor = dict(type='SegDataPreProcessor', mean=[127.5, 127.5, 127.5],

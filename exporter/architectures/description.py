@@ -17,6 +17,8 @@ class ModelDescription:
     style: "mmsegmentation", "NVlabs", "Hugging Face", … `parameters` counts trained numbers.
     `trained_hw` is the input's height and width where the shapes tell it (position embeddings).
     `assumed`: sentences, for people, on what no tensor tells and nobody said.
+    `other_normalisation`: what else than ImageNet's mean and std such networks are trained with,
+    said where these are assumed.
     """
 
     architecture: str
@@ -29,6 +31,7 @@ class ModelDescription:
     source: str
     trained_hw: tuple[int, int] | None = None
     assumed: tuple[str, ...] = ()
+    other_normalisation: str = ""
 
     @property
     def name(self) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ _RSTRUDEL_RULES: Rules = (
 # The original multiplies by these from the right, x @ P, and a linear layer is x @ W^T.
 _TRANSPOSED = ("decode_head.patch_proj.weight", "decode_head.classes_proj.weight")
 _NORMALISATION = (
-    "no tensor tells mean and std: the published Segmenters are trained with 127.5 for all of both "
+    "the published Segmenters are trained with 127.5 for all of both "
     "(--mean 127.5,127.5,127.5 --std 127.5,127.5,127.5)"
 )
 # mmsegmentation's module path -> path(s) after `exporter.rewrites`.
@@ -106,6 +105,7 @@ def model_from_tensors(
         source=style,
         trained_hw=(encoder.grid[0] * encoder.patch, encoder.grid[1] * encoder.patch),
         assumed=assumed,
+        other_normalisation=_NORMALISATION,
     )
     return model.eval(), description
 
@@ -172,8 +172,6 @@ def _shape_from_tensors(
 ) -> tuple[SegmenterShape, tuple[str, ...]]:
     original = style == "rstrudel"
     encoder, assumed = vit_shape(named, original=original, num_heads=hints.num_heads)
-    if replace(hints, keep_outputs=None) == NO_HINTS:  # no configuration, so no mean and std
-        assumed = (*assumed, _NORMALISATION)
     decoder = _decoder_shape(named, hints) if "decode_head.cls_emb" in named else None
     if decoder is not None:
         outputs = decoder.num_classes

@@ -149,7 +149,7 @@ def _summary(source: QuantizedSource) -> str:
     tensors = len({item.source for item in source.quantizers})
     return (
         f"{source.path.name}: {tensors} quantized tensors, opset {source.opset}, "
-        f"{source.input.channels} channels in, {source.num_outputs} classes out; "
+        f"{source.input.channels} channels in, {source.num_outputs} outputs; "
         f"input {height}x{width} ({source.input.resize})"
     )
 
