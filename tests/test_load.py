@@ -250,7 +250,9 @@ def test_a_segmenter_without_a_configuration_is_told_its_familys_other_normalisa
     tmp_path: Path,
 ) -> None:
     net = next(e for e in SEGMENTERS if e.id == "segmenter").make()
-    path = write_checkpoint(tmp_path / "a.pth", tensors=dict(net.state_dict()), config=None)
+    path = write_checkpoint(
+        tmp_path / "a.pth", tensors=dict(net.state_dict()), classes=None, config=None
+    )
     said = "published Segmenters are trained with 127.5"
     assert any(said in line for line in load_model(path).warnings)
     told = LoadOptions(mean=(127.5,) * 3, std=(127.5,) * 3)
