@@ -109,13 +109,7 @@ def learn_int8(
     Returns the recipe as it is now: with what was measured, and without layers that overflow FP16.
     An equalized graph lies beside model.onnx then, see `settle_equalized`.
     """
-    given = None if policy is None else policy.recipe
-    recipe = recipe_from(request.int8_options, EVERY_LAYER) if given is None else given
-    recipe = _without_layers(recipe, work.float_layers)
-    if given is not None and request.policy is None:
-        graph = model_from_onnx_file(folder / "model.onnx")
-        floating = floating_layers(work.loaded.description.architecture, graph)
-        recipe = _without_layers(recipe, floating)
+    recipe = _first_recipe(request, work, folder / "model.onnx", policy)
     wanted = recipe.equalize
     images, known = CalibrationImages(work, request.data), None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -151,6 +145,23 @@ def learn_int8(
         work.calibrated, told = with_training(work.calibrated, work.loaded)
         work.warnings.append(told)
     return work.calibrated.recipe
+
+
+def _first_recipe(
+    request: ExportRequest, work: Work, graph: Path, policy: PrecisionPolicy | None
+) -> Int8Recipe:
+    """What was asked for, without layers that overflow FP16.
+
+    Plain INT8 also leaves out what the architecture's groups say; a policy from a file is taken as
+    it is, and --precision auto starts with every layer.
+    """
+    if policy is None or policy.recipe is None:
+        return _without_layers(recipe_from(request.int8_options, EVERY_LAYER), work.float_layers)
+    layers = work.float_layers
+    if request.policy is None:
+        architecture = work.loaded.description.architecture
+        layers += floating_layers(architecture, model_from_onnx_file(graph))
+    return _without_layers(policy.recipe, layers)
 
 
 def _without_layers(recipe: Int8Recipe, layers: Sequence[str]) -> Int8Recipe:

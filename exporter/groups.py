@@ -84,9 +84,9 @@ _UPER = (
         ),
         floating=True,
     ),
-    LayerGroup("pooling", "Pyramid pooling", ("*/pooled/*", "*/psp_modules.*")),
+    LayerGroup("pooling", "Pyramid pooling", ("*/pooled/*",)),
     LayerGroup("fpn", "FPN: convolutions", ("*/fpn_convs.*",)),
-    LayerGroup("fusion", "Head: fusion", ("*/fusion/*", "*/fpn_bottleneck/*", "*/bottleneck/*")),
+    LayerGroup("fusion", "Head: fusion", ("*/fusion/*",)),
 )
 _CLASSIFIER = (LayerGroup("classifier", "Classifier", ("*/decode_head/conv_seg/*",)),)
 
@@ -101,9 +101,8 @@ _DEEPLABV3PLUS = (
 _UPERNET = (*_BACKBONES, *_UPER, *_CLASSIFIER)
 _KNET = (
     *_BACKBONES,
-    *_UPER[:1],
     *_ASPP,
-    *_UPER[1:],
+    *_UPER,
     LayerGroup("first_masks", "First masks", ("*/kernel_generate_head/conv_seg/*",)),
     LayerGroup("mask_products", "Kernels times features", ("*/kernel_update_head.?/MatMul*",)),
     # Rows are classes, some hundred times fewer than pixels: under 1 % of the multiply-accumulates.
@@ -145,7 +144,6 @@ _MASK2FORMER = (
     LayerGroup("encoder_fc2", "Pixel decoder: fc2", ("*/encoder/*/ffn/layers/layers.1/*",)),
     LayerGroup("encoder_sums", "Pixel decoder: sums", ("*/pixel_decoder/*Add*",)),
     LayerGroup("fpn", "Pixel decoder: FPN", ("*/lateral_convs.*", "*/output_convs.*")),
-    LayerGroup("mask_feature", "Pixel decoder: mask features", ("*/mask_feature/*",)),
     LayerGroup("decoder_input", "Decoder: input", ("*/decoder_input_projs.*",)),
     LayerGroup("cross_k", "Cross-attention: k", ("*/cross_attn/k/*",)),
     LayerGroup("cross_v", "Cross-attention: v", ("*/cross_attn/v/*",)),

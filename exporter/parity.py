@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +53,13 @@ def check_parity(
     """
     name = logits_tensor(model)
     got = outputs_from_onnx(model, batch, extra=() if _is_output(model, name) else (name,))[name]
-    want = _logits(reference, batch, 0.0)
+    want = _logits(reference, batch)
     limit, min_agreement = MAX_DIFFERENCE * max(1.0, float(want.std())), MIN_AGREEMENT
     worst, mean, agreement = _difference(want, got)
     # A NaN makes both comparisons False, so the limits are stated positively.
     if np.isfinite(got).all() and not (worst <= limit and agreement >= min_agreement):
-        by_itself, _, equal = _difference(want, _logits(reference, batch, JITTER))
+        with _jittered_input(reference.net):
+            by_itself, _, equal = _difference(want, _logits(reference, batch))
         limit = max(limit, TIMES_JITTER * by_itself)
         min_agreement = min(min_agreement, 100.0 - TIMES_JITTER * (100.0 - equal))
     if not (worst <= limit and agreement >= min_agreement):
@@ -69,22 +71,27 @@ def check_parity(
     return ParityRecord(len(batch), on, worst, mean, limit, agreement, min_agreement)
 
 
-def _logits(
-    reference: ImageToLabels, batch: np.ndarray[Any, Any], jitter: float
-) -> np.ndarray[Any, Any]:
-    """PyTorch's, one image at a time; normalised numbers change by up to `jitter` of themselves."""
+def _logits(reference: ImageToLabels, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """PyTorch's, one image at a time."""
+    with torch.no_grad():
+        each = [reference.logits(torch.from_numpy(image[None])).numpy() for image in batch]
+    return np.concatenate(each)
+
+
+@contextmanager
+def _jittered_input(net: nn.Module) -> Iterator[None]:
+    """Each normalised number that `net` reads changes by up to JITTER of itself."""
     generator = torch.Generator().manual_seed(0)
-    handle = reference.net.register_forward_pre_hook(
-        lambda _module, inputs: (
-            inputs[0] * (1 + jitter * (2 * torch.rand(inputs[0].shape, generator=generator) - 1)),
-        )
-    )
+
+    def jittered(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        noise = 2 * torch.rand(inputs[0].shape, generator=generator) - 1
+        return (inputs[0] * (1 + JITTER * noise),)
+
+    handle = net.register_forward_pre_hook(jittered)
     try:
-        with torch.no_grad():
-            each = [reference.logits(torch.from_numpy(image[None])).numpy() for image in batch]
+        yield
     finally:
         handle.remove()
-    return np.concatenate(each)
 
 
 def _difference(

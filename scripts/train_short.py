@@ -132,8 +132,7 @@ def main() -> None:
 
     def changed(config: Any) -> None:
         config.model.data_preprocessor.size = (SIDE, SIDE)
-        for head in [config.model.decode_head]:
-            head.pop("init_cfg", None)
+        config.model.decode_head.pop("init_cfg", None)
         if "img_size" in config.model.backbone:
             config.model.backbone.img_size = (SIDE, SIDE)
         config.model.test_cfg = {**config.model.test_cfg, "mode": "whole"}

@@ -23,11 +23,11 @@ from exporter.architectures.description import (
     assumed_as_usual,
 )
 from exporter.architectures.loading import (
-    check_keep_outputs,
     load_strictly,
     tensors_of,
     usable_tensors,
     weights_after,
+    with_first_outputs,
 )
 from exporter.architectures.resnet import resnet_shape, with_stride_8
 
@@ -38,7 +38,6 @@ _PROBES = (
     "backbone.layer1.0.conv1.weight",
     "decode_head.sep_bottleneck.0.depthwise_conv.conv.weight",
 )
-_CLASSIFIER = "decode_head.conv_seg"
 
 
 def recognises(keys: frozenset[str]) -> bool:
@@ -52,7 +51,7 @@ def model_from_tensors(
     named = usable_tensors(tensors)
     with tensors_of("DeepLabV3+", STYLE):
         if hints.keep_outputs is not None:
-            named = _keep_first_outputs(named, hints.keep_outputs)
+            named = with_first_outputs(named, hints.keep_outputs)
         shape, assumed = _shape_from_tensors(named, hints)
         with torch.device("meta"):
             model = DeeplabV3Plus(shape)
@@ -84,14 +83,6 @@ def layer_weights(model: nn.Module) -> dict[str, Tensor]:
 def writes_the_same(module: str, _style: str) -> bool:
     """Whether those layers also write what that module wrote: not where BatchNorm is folded in."""
     return backbone_writes_the_same(module) and not module.endswith(".conv")
-
-
-def _keep_first_outputs(named: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    check_keep_outputs(count, named[f"{_CLASSIFIER}.weight"].shape[0])
-    sliced = {
-        f"{_CLASSIFIER}.{kind}": named[f"{_CLASSIFIER}.{kind}"] for kind in ("weight", "bias")
-    }
-    return named | {key: tensor[:count].clone() for key, tensor in sliced.items()}
 
 
 def _shape_from_tensors(

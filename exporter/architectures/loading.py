@@ -73,6 +73,16 @@ def check_keep_outputs(count: int, available: int) -> None:
         )
 
 
+def with_first_outputs(named: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """`named` with only the first rows of the classifier, `decode_head.conv_seg`.
+
+    Raises ConfigError unless it has that many.
+    """
+    keys = [f"decode_head.conv_seg.{kind}" for kind in ("weight", "bias")]
+    check_keep_outputs(count, named[keys[0]].shape[0])
+    return {**named, **{key: named[key][:count].clone() for key in keys}}
+
+
 def count_children(named: Iterable[str], prefix: str) -> int:
     """How many different names come after `prefix`, up to the next point.
 

@@ -16,13 +16,13 @@ from engines.errors import CheckpointError
 from exporter.architectures.description import NO_HINTS, Hints, ModelDescription
 from exporter.architectures.loading import (
     Rules,
-    check_keep_outputs,
     count_children,
     load_strictly,
     paths_after,
     renamed,
     tensors_of,
     usable_tensors,
+    with_first_outputs,
 )
 from exporter.architectures.segformer import Segformer, SegformerShape
 
@@ -118,7 +118,7 @@ def model_from_tensors(
     named = _canonical(tensors, style)
     with tensors_of("SegFormer", style):
         if hints.keep_outputs is not None:
-            named = _keep_first_outputs(named, hints.keep_outputs)
+            named = with_first_outputs(named, hints.keep_outputs)
         shape = _shape_from_tensors(named, style, bool(hints.align_corners))
     with torch.device("meta"):
         model = Segformer(shape)
@@ -206,15 +206,6 @@ def _join_projections(
     pieces = [key.replace(part, other) for other in parts]
     if all(piece in named for piece in pieces):
         named[target] = torch.cat([named.pop(piece) for piece in pieces])
-
-
-def _keep_first_outputs(named: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    check_keep_outputs(count, named["decode_head.conv_seg.weight"].shape[0])
-    sliced = dict(named)
-    for kind in ("weight", "bias"):
-        key = f"decode_head.conv_seg.{kind}"
-        sliced[key] = named[key][:count].clone()
-    return sliced
 
 
 def _shape_from_tensors(

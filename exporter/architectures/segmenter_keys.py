@@ -22,6 +22,7 @@ from exporter.architectures.loading import (
     tensors_of,
     usable_tensors,
     weights_after,
+    with_first_outputs,
 )
 from exporter.architectures.segmenter import MaskDecoderShape, Segmenter, SegmenterShape
 from exporter.architectures.vit_keys import (
@@ -87,8 +88,9 @@ def model_from_tensors(
     named = _canonical(tensors, style)
     with tensors_of("Segmenter", style):
         shape, assumed = _shape_from_tensors(named, style, hints)
-        if hints.keep_outputs is not None:
-            _keep_first_rows(named, hints.keep_outputs)
+        # The linear head's classes are independent of each other; the mask transformer's are not.
+        if hints.keep_outputs is not None and shape.decoder is None:
+            named = with_first_outputs(named, hints.keep_outputs)
     with torch.device("meta"):
         model = Segmenter(shape)
     load_strictly(model, named, "Segmenter")
@@ -182,13 +184,6 @@ def _shape_from_tensors(
         check_keep_outputs(hints.keep_outputs, outputs)
         outputs = hints.keep_outputs
     return SegmenterShape(encoder, decoder, outputs, crop=original), assumed
-
-
-def _keep_first_rows(named: dict[str, Tensor], count: int) -> None:
-    """The linear head's classes are independent of each other; the mask transformer's are not."""
-    for key in ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias"):
-        if key in named:
-            named[key] = named[key][:count].clone()
 
 
 def _decoder_shape(named: Mapping[str, Tensor], hints: Hints) -> MaskDecoderShape:

@@ -14,12 +14,12 @@ from exporter.architectures.backbones import (
 )
 from exporter.architectures.description import NO_HINTS, Hints, ModelDescription
 from exporter.architectures.loading import (
-    check_keep_outputs,
     load_strictly,
     paths_after,
     tensors_of,
     usable_tensors,
     weights_after,
+    with_first_outputs,
 )
 from exporter.architectures.swin import without_index_tables
 from exporter.architectures.uper import UPER_RULES, assumed_of_upernet, pool_scales_of
@@ -44,10 +44,9 @@ def model_from_tensors(
     """See `Architecture.model_from_tensors`."""
     named = without_index_tables(usable_tensors(tensors))
     with tensors_of("UPerNet", _SOURCE):
+        if hints.keep_outputs is not None:
+            named = with_first_outputs(named, hints.keep_outputs)
         shape = _shape_from_tensors(named, hints)
-        for kind in ("weight", "bias"):
-            key = f"decode_head.conv_seg.{kind}"
-            named[key] = named[key][: shape.num_outputs].clone()
     with torch.device("meta"):
         model = Upernet(shape)
     load_strictly(model, named, "UPerNet")
@@ -82,14 +81,10 @@ def writes_the_same(module: str, _style: str) -> bool:
 
 def _shape_from_tensors(named: Mapping[str, Tensor], hints: Hints) -> UpernetShape:
     classifier = named["decode_head.conv_seg.weight"]
-    outputs = classifier.shape[0]
-    if hints.keep_outputs is not None:
-        check_keep_outputs(hints.keep_outputs, outputs)
-        outputs = hints.keep_outputs
     return UpernetShape(
         backbone=backbone_shape(named, "backbone.", hints),
         channels=classifier.shape[1],
-        num_outputs=outputs,
+        num_outputs=classifier.shape[0],
         pool_scales=pool_scales_of(named, "decode_head.", hints),
         align_corners=bool(hints.align_corners),
     )
