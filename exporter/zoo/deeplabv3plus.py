@@ -6,24 +6,21 @@ out, and so are R-18, the ResNets of torchvision (R-50b, R-101b) and output stri
 
 from __future__ import annotations
 
-from exporter.zoo.entry import (
-    CITYSCAPES_769,
-    CITYSCAPES_WHOLE,
-    ZooEntry,
-    hash_of,
-    openmmlab,
-    short_side,
+from exporter.zoo.entry import ZooEntry, hash_of, openmmlab
+from exporter.zoo.resnet_rows import (
+    Ade20kRow,
+    CityscapesRow,
+    ade20k_entries,
+    cityscapes_entries,
 )
 
-# backbone, schedule, stamp, mIoU, several scales and mirrored, fps, parameters
-_ADE20K = (
+_ADE20K: tuple[Ade20kRow, ...] = (
     ("r50", "80k", "20200614_185028-bf1400d8", 42.72, 43.75, 21.01, 41.3),
     ("r50", "160k", "20200615_124504-6135c7e0", 43.95, 44.93, None, 41.3),
     ("r101", "80k", "20200615_014139-d5730af7", 44.6, 46.06, 14.16, 60.3),
     ("r101", "160k", "20200615_123232-38ed86bb", 45.47, 46.35, None, 60.3),
 )
-# backbone, schedule, crop, stamp, mIoU, several scales and mirrored, fps, parameters
-_CITYSCAPES = (
+_CITYSCAPES: tuple[CityscapesRow, ...] = (
     ("r50", "40k", (512, 1024), "20200605_094610-d222ffcd", 79.61, 81.01, 3.94, 41.2),
     ("r50", "80k", (512, 1024), "20200606_114049-f9fb496d", 80.09, 81.13, None, 41.2),
     ("r50", "40k", (769, 769), "20200606_114143-1dcb0e3c", 78.97, 80.46, 1.72, 41.2),
@@ -60,42 +57,8 @@ def _folder(backbone: str, crop: str, schedule: str, dataset: str) -> str:
 
 
 ENTRIES: tuple[ZooEntry, ...] = (
-    *(
-        ZooEntry(
-            model=f"deeplabv3plus-{backbone}",
-            dataset="ade20k",
-            recipe=schedule,
-            crop_hw=(512, 512),
-            test_mode="whole",
-            miou=miou,
-            miou_ms_flip=ms_flip,
-            fps=fps,
-            fps_device="V100" if fps else None,
-            parameters_m=parameters,
-            url=openmmlab(_folder(backbone, "512x512", schedule, "ade20k"), stamp),
-            sha256_prefix=hash_of(stamp),
-            note=short_side(512),
-        )
-        for backbone, schedule, stamp, miou, ms_flip, fps, parameters in _ADE20K
-    ),
-    *(
-        ZooEntry(
-            model=f"deeplabv3plus-{backbone}",
-            dataset="cityscapes",
-            recipe=schedule if h == 512 else f"769-{schedule}",
-            crop_hw=(h, w),
-            test_mode="whole" if h == 512 else "slide",
-            miou=miou,
-            miou_ms_flip=ms_flip,
-            fps=fps,
-            fps_device="V100" if fps else None,
-            parameters_m=parameters,
-            url=openmmlab(_folder(backbone, f"{h}x{w}", schedule, "cityscapes"), stamp),
-            sha256_prefix=hash_of(stamp),
-            note=CITYSCAPES_WHOLE if h == 512 else CITYSCAPES_769,
-        )
-        for backbone, schedule, (h, w), stamp, miou, ms_flip, fps, parameters in _CITYSCAPES
-    ),
+    *ade20k_entries("deeplabv3plus", _ADE20K, _folder),
+    *cityscapes_entries("deeplabv3plus", _CITYSCAPES, _folder),
     *(
         ZooEntry(
             model=f"deeplabv3plus-{backbone}",

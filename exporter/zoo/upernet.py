@@ -6,24 +6,21 @@ configurations. R-18 and Pascal VOC are left out.
 
 from __future__ import annotations
 
-from exporter.zoo.entry import (
-    CITYSCAPES_769,
-    CITYSCAPES_WHOLE,
-    ZooEntry,
-    hash_of,
-    openmmlab,
-    short_side,
+from exporter.zoo.entry import ZooEntry, hash_of, openmmlab, short_side
+from exporter.zoo.resnet_rows import (
+    Ade20kRow,
+    CityscapesRow,
+    ade20k_entries,
+    cityscapes_entries,
 )
 
-# backbone, schedule, stamp, mIoU, several scales and mirrored, fps, parameters
-_ADE20K = (
+_ADE20K: tuple[Ade20kRow, ...] = (
     ("r50", "80k", "20200614_144127-ecc8377b", 40.7, 41.81, 23.4, 64.1),
     ("r50", "160k", "20200615_184328-8534de8d", 42.05, 42.78, None, 64.1),
     ("r101", "80k", "20200614_185117-32e4db94", 42.91, 43.96, 20.34, 83.1),
     ("r101", "160k", "20200615_161951-91b32684", 43.82, 44.85, None, 83.1),
 )
-# backbone, schedule, crop, stamp, mIoU, several scales and mirrored, fps, parameters
-_CITYSCAPES = (
+_CITYSCAPES: tuple[CityscapesRow, ...] = (
     ("r50", "40k", (512, 1024), "20200605_094827-aa54cb54", 77.1, 78.37, 4.25, 64.1),
     ("r50", "80k", (512, 1024), "20200607_052207-848beca8", 78.19, 79.19, None, 64.1),
     ("r50", "40k", (769, 769), "20200530_033048-92d21539", 77.98, 79.7, 1.76, 64.1),
@@ -67,25 +64,12 @@ def _swin_note(size: str, pretrained: str) -> str:
     return f"{note}; from mmsegmentation 0.x" if size == "large" else note
 
 
+def _folder(backbone: str, crop: str, schedule: str, dataset: str) -> str:
+    return f"upernet/upernet_{backbone}_{crop}_{schedule}_{dataset}"
+
+
 ENTRIES: tuple[ZooEntry, ...] = (
-    *(
-        ZooEntry(
-            model=f"upernet-{backbone}",
-            dataset="ade20k",
-            recipe=schedule,
-            crop_hw=(512, 512),
-            test_mode="whole",
-            miou=miou,
-            miou_ms_flip=ms_flip,
-            fps=fps,
-            fps_device="V100" if fps else None,
-            parameters_m=parameters,
-            url=openmmlab(f"upernet/upernet_{backbone}_512x512_{schedule}_ade20k", stamp),
-            sha256_prefix=hash_of(stamp),
-            note=short_side(512),
-        )
-        for backbone, schedule, stamp, miou, ms_flip, fps, parameters in _ADE20K
-    ),
+    *ade20k_entries("upernet", _ADE20K, _folder),
     *(
         ZooEntry(
             model=f"upernet-swin-{size[0]}",
@@ -104,22 +88,5 @@ ENTRIES: tuple[ZooEntry, ...] = (
         )
         for size, window, pretrained, stamp, miou, ms_flip, fps, parameters in _SWIN
     ),
-    *(
-        ZooEntry(
-            model=f"upernet-{backbone}",
-            dataset="cityscapes",
-            recipe=schedule if h == 512 else f"769-{schedule}",
-            crop_hw=(h, w),
-            test_mode="whole" if h == 512 else "slide",
-            miou=miou,
-            miou_ms_flip=ms_flip,
-            fps=fps,
-            fps_device="V100" if fps else None,
-            parameters_m=parameters,
-            url=openmmlab(f"upernet/upernet_{backbone}_{h}x{w}_{schedule}_cityscapes", stamp),
-            sha256_prefix=hash_of(stamp),
-            note=CITYSCAPES_WHOLE if h == 512 else CITYSCAPES_769,
-        )
-        for backbone, schedule, (h, w), stamp, miou, ms_flip, fps, parameters in _CITYSCAPES
-    ),
+    *cityscapes_entries("upernet", _CITYSCAPES, _folder),
 )
