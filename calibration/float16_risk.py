@@ -25,7 +25,7 @@ LIMIT = LARGEST / 8  # images not seen yet may reach eight times what the seen o
 
 @dataclass(frozen=True)
 class Float16Risk:
-    """A tensor beyond the limit, and its largest magnitude.
+    """A tensor beyond the limit, and its largest magnitude; that of ReduceL2 before the root.
 
     nodes: labels (see `node_label`) of the node that writes it and then of those that read it.
     """
@@ -45,6 +45,8 @@ def float16_risks(
 ) -> tuple[Float16Risk, ...]:
     """The computed float32 tensors whose magnitude passes `limit` on an image, in graph order.
 
+    Of a ReduceL2 it is the sum of squares under its root that must not.
+
     onnx_path: the FP32 graph that the FP16 and INT8 ones are made from.
     images, on_image, errors: as `watch_images` has them; memory does not grow with their number.
     held: labels of nodes that stay float32 anyway; a tensor between such nodes is not looked at.
@@ -62,6 +64,9 @@ def float16_risks(
     measured = without_huge_constants(model, limit / 2)
     watched = watch_images(measured, images, counted=(), reduced=tensors, on_image=on_image)
     largest = {name: max(map(abs, extremes)) for name, extremes in watched.extremes.items()}
+    for name in tensors:
+        if wiring.producers[name].op_type == "ReduceL2":  # sums squares, which no tensor shows
+            largest[name] **= 2
     return tuple(
         Float16Risk(name, largest[name], _around(name, wiring))
         for name in tensors

@@ -27,6 +27,7 @@ from engines.evaluation.scores import confusion_from_labels, scores_from_confusi
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("background", "crop", "weed")
 PALETTE = ((0, 0, 0), (0, 255, 0), (255, 0, 0))
+CLASS_WEIGHTS = (0.2, 1.0, 1.0)  # five pixels in six are background
 SIDE, SHRINK = 160, 2
 # Learning rates of AdamW: convolutional networks from scratch bear more than transformers.
 NETWORKS = {
@@ -136,6 +137,9 @@ def main() -> None:
         if "img_size" in config.model.backbone:
             config.model.backbone.img_size = (SIDE, SIDE)
         config.model.test_cfg = {**config.model.test_cfg, "mode": "whole"}
+        loss = config.model.decode_head.get("loss_decode")
+        if isinstance(loss, dict) and loss["type"] == "CrossEntropyLoss":
+            loss["class_weight"] = list(CLASS_WEIGHTS)
 
     variant = against.Variant(
         NETWORKS[options.family][0], {}, (SIDE, SIDE), (SIDE, SIDE), 1.0, len(CLASSES),

@@ -44,6 +44,17 @@ chain (uint8[N, 2, 2, 3] image) => (float[N, 2, 2, 3] logits)
 GAINS = {"w_low": 0.01, "w_between": 6000.0, "w_beyond": 10.0, "w_back": 1e-5}
 HELD = ("/between", "/beyond", "/back")
 
+# Three equal channels of x have the length 1.73 x and the sum of squares 3 x².
+LENGTH = """
+<ir_version: 9, opset_import: ["" : 17]>
+length (uint8[N, 2, 2, 3] image) => (float[N, 2, 2, 1] logits)
+{
+  ["/Cast"] pixels = Cast <to = 1> (image)
+  ["/length"] length = ReduceL2 <axes = [3], keepdims = 1> (pixels)
+  ["/Relu"] logits = Relu (length)
+}
+"""
+
 # A residual stream that grows beyond float16: every addition reads what the last one wrote.
 STREAM = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -125,6 +136,18 @@ def test_the_limit_is_8188(brightness: int, found: int, tmp_path: Path) -> None:
     """60 times the brightness: 8160 and 8220."""
     assert LIMIT == 8188
     assert len(_risks(_chain(), tmp_path, brightness)) == found
+
+
+@pytest.mark.parametrize(("brightness", "found"), [(52, 0), (53, 1)])
+def test_of_a_length_the_squares_under_the_root_count(
+    brightness: int, found: int, tmp_path: Path
+) -> None:
+    """3 * 52² = 8112 and 3 * 53² = 8427, with 8188 between them; the length itself is below 92."""
+    risks = _risks(model_from_text(LENGTH), tmp_path, brightness)
+    assert len(risks) == found
+    if found:
+        assert risks[0].largest == pytest.approx(8427)
+        assert fp32_nodes_for(risks) == ("/length", "/Relu")
 
 
 def test_the_largest_of_all_images_counts_and_so_do_negative_values(tmp_path: Path) -> None:
