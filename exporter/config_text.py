@@ -48,7 +48,8 @@ class ConfigSettings:
     `strides`, `dilations` and `contract_dilation` are a ResNet's, the first two one number a stage.
     `head_dilations` are those of ASPP and `pool_scales` those of pyramid pooling, in the decode
     head or in K-Net's first head; `num_heads` those of the decoder's attention. `unusual`: what of
-    both is not computed here, such as "backbone.style='caffe'".
+    both is not computed here, such as "backbone.style='caffe'". `complete`: whether it builds on no
+    other file, so that what it does not say has its usual value.
     """
 
     model_type: str | None = None
@@ -73,6 +74,7 @@ class ConfigSettings:
     pool_scales: tuple[int, ...] | None = None
     num_heads: int | None = None
     unusual: tuple[str, ...] = ()
+    complete: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -99,6 +101,7 @@ def settings_from_config_text(text: str) -> ConfigSettings:
         reduce_zero_label=_reduce_zero_label(values),
         size_divisor=_size_divisor(values, model, pipeline, notes),
         unusual=unusual_settings(model),
+        complete=complete,
         notes=tuple(notes),
     )
 

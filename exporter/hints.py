@@ -35,6 +35,8 @@ def hints_from_settings(settings: ConfigSettings, keep_outputs: int | None = Non
             "answers",
             do="train the model without them, or correct the configuration if it is not its own",
         )
+    # mmsegmentation pads before a Mask2Former only where its configuration says so.
+    divisor = settings.size_divisor or (1 if settings.complete else None)
     is_mask2former = settings.decode_head_type == "Mask2FormerHead"
     return Hints(
         align_corners=settings.align_corners,
@@ -44,8 +46,7 @@ def hints_from_settings(settings: ConfigSettings, keep_outputs: int | None = Non
         head_dilations=settings.head_dilations,
         pool_scales=settings.pool_scales,
         num_heads=settings.num_heads,
-        # mmsegmentation pads before the network only where the configuration says so.
-        size_divisor=(settings.size_divisor or 1) if is_mask2former else None,
+        size_divisor=divisor if is_mask2former else None,
         keep_outputs=keep_outputs,
     )
 

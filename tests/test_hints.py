@@ -94,3 +94,22 @@ def test_a_backbone_that_computes_something_else_is_refused(
 def test_other_backbones_are_left_to_the_tensors(backbone: object) -> None:
     config = {"model_type": "mask2former", "backbone_config": backbone}
     assert with_hugging_face(NO_HINTS, config) == NO_HINTS
+
+
+@pytest.mark.parametrize(
+    ("text", "divisor"),
+    [
+        ("model = dict(decode_head=dict(type='Mask2FormerHead'))", 1),
+        ("_base_ = './m.py'\nmodel = dict(decode_head=dict(type='Mask2FormerHead'))", None),
+        (
+            "_base_ = './m.py'\nmodel = dict(data_preprocessor=dict(pad_size_divisor=64),"
+            " decode_head=dict(type='Mask2FormerHead'))",
+            64,
+        ),
+        ("model = dict(decode_head=dict(type='UPerHead'))", None),
+    ],
+)
+def test_a_mask2former_is_padded_as_usual_where_the_rest_of_its_text_was_not_read(
+    text: str, divisor: int | None
+) -> None:
+    assert hints_from_settings(settings_from_config_text(text)).size_divisor == divisor
