@@ -46,7 +46,7 @@ def decoded_file(path: Path, formats: Sequence[str]) -> Decoded:
             "Pillow", needed_for="reading image files", extra="onnx"
         ) from error
     try:
-        with _pillow_for_large_images(pillow), open(path, "rb") as file:
+        with pillow_for_large_images(pillow), open(path, "rb") as file:
             image = pillow.open(file, formats=tuple(formats))
             width, height = image.size
             if width * height > MAX_PIXELS:
@@ -76,7 +76,7 @@ def upright(array: Image, orientation: int) -> Image:
 
 
 @contextmanager
-def _pillow_for_large_images(pillow: Any) -> Iterator[None]:
+def pillow_for_large_images(pillow: Any) -> Iterator[None]:
     """Here `MAX_PIXELS` is the limit, and odd metadata is no reason to print warnings.
 
     Both are state of the whole process, so it is put back, and one thread at a time reads.

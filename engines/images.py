@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Dict, Sequence, Tuple, Union
 
 import numpy as np
 
+from engines.bands.names import TIFF_SUFFIXES
+from engines.bands.tiff import multi_page_tiff_from_file
 from engines.decoding import MAX_PIXELS, Decoded, decoded_file, upright
 from engines.errors import DatasetError, ImageError, UserError
 from engines.opencv_images import image_by_opencv, mask_by_opencv, opencv_instead_of_pillow
@@ -53,18 +55,22 @@ def image_from_file(
     """The image (H, W, channels) uint8, newly allocated and contiguous.
 
     Takes 8-bit RGB and opaque palette images (JPEG, PNG, BMP, TIFF, WebP), and .npy arrays (H, W,
-    channels) of uint8; only .npy for a number of channels other than 3. `convert` also takes what
-    mmsegmentation would make RGB of: grey is repeated, alpha and further channels are dropped,
-    the low 8 bits of 16 are dropped, CMYK and YCbCr are computed. Never 32 bits, float or Lab.
+    channels) of uint8; for a number of channels other than 3 only .npy and TIFFs with one page of
+    8-bit grey for each channel. `convert` also takes what mmsegmentation would make RGB of: grey is
+    repeated, alpha and further channels are dropped, the low 8 bits of 16 are dropped, CMYK and
+    YCbCr are computed. Never 32 bits, float or Lab.
     Raises ImageError when the file is damaged, not of that kind or has over 300 million pixels.
     """
     path = _readable_file(path)
     if path.suffix.lower() == ".npy":
         return _image_from_npy(path, channels)
+    if channels != 3 and path.suffix.lower() in TIFF_SUFFIXES:
+        return multi_page_tiff_from_file(path, channels)
     if channels != 3:
         raise ImageError(
             f"{str(path)!r} for a network of {channels} channels",
-            expected=f"a .npy file of uint8 with shape (height, width, {channels})",
+            expected=f"a .npy file of uint8 with shape (height, width, {channels}), or a TIFF of "
+            f"{channels} pages",
             do="save the channels in the order of the training with numpy.save",
         )
     if opencv_instead_of_pillow():

@@ -67,7 +67,7 @@ measured. A list for fewer images is the beginning of one for more.
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="Of the network; other than 3 for .npy images alone.",
+    help="Of the network; other than 3 for .npy and TIFFs with a page for each alone.",
 )
 @image_options
 @click.option(
