@@ -31,6 +31,7 @@ from exporter.commands.evaluate import evaluate
 from exporter.commands.export import export
 from exporter.commands.inspect import inspect
 from exporter.commands.models import models
+from exporter.commands.prepare import prepare
 from exporter.commands.report import report
 from exporter.commands.segment import segment
 from exporter.commands.sensitivity import sensitivity
@@ -116,7 +117,17 @@ def completion(shell: str) -> None:
     click.echo(kind(riceseg, {}, "riceseg", "_RICESEG_COMPLETE").source())
 
 
-for command in (export, calibrate_set, evaluate, sensitivity, segment, inspect, models, report):
+for command in (
+    prepare,
+    export,
+    calibrate_set,
+    evaluate,
+    sensitivity,
+    segment,
+    inspect,
+    models,
+    report,
+):
     riceseg.add_command(command)
 for board_command in (BUILD, BENCH, TRT_EVAL, DOCTOR):
     riceseg.add_command(BoardCommand(board_command))

@@ -1,0 +1,1 @@
+"""From the raw five-band data set to composites, masks and a split."""

@@ -1,0 +1,301 @@
+"""One raw scene becomes its composites and its mask: the unit of parallel work.
+
+Everything here can be pickled, so that processes of this or other machines do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines.bands.composite import composite_from_bands
+from engines.bands.files import bands_from_files
+from engines.bands.recipe import LETTERS, BandRecipe
+from engines.bands.tiff import BandBytes, BandFile
+from engines.errors import DatasetError, MissingPackageError, OutputError, UserError
+from exporter.prepare.labels_json import scene_labels_from_json
+from exporter.prepare.masks import mask_from_polygons
+from exporter.prepare.png import png_of_composite, png_of_mask
+from exporter.prepare.raw_layout import RawScene
+from exporter.prepare.rice_classes import PALETTE, RICE_CLASSES
+
+if TYPE_CHECKING:
+    from engines.resize import Image, Labels
+
+MASK_SUFFIX = ".png"
+TEMPORARY_SUFFIX = ".part"
+
+Stamp = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """How scenes become files; `out` is the data set's folder, `staging` where files are put.
+
+    `suffix` is that of the composites and decides their format: .png, .npy or .tif.
+    """
+
+    recipes: tuple[BandRecipe, ...]
+    suffix: str
+    out: Path
+    staging: Path
+
+    @property
+    def letters(self) -> str:
+        """The bands that are needed: those of one recipe in its order, of several R, G, B, N, E."""
+        if len(self.recipes) == 1:
+            return self.recipes[0].letters
+        wanted = {letter for recipe in self.recipes for letter in recipe.letters}
+        return "".join(letter for letter in LETTERS if letter in wanted)
+
+    @property
+    def folders(self) -> tuple[tuple[Path, Path], ...]:
+        """Where a scene's files are put: for each recipe the folders of its images and masks."""
+        roots = [self.staging / str(index) for index in range(len(self.recipes))]
+        return tuple((root / "images", root / "masks") for root in roots)
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file of a scene: its place below the data set's folder, and what is in it."""
+
+    place: str
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class FinishedScene:
+    """`files` are a composite and a mask for each recipe in turn.
+
+    `stamps` are those of the files that it was made of, `pixels` the mask's by class, `part` is
+    that of the split, "" before it.
+    """
+
+    name: str
+    stamps: tuple[Stamp, ...]
+    files: tuple[WrittenFile, ...]
+    pixels: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+    part: str = ""
+    reused: bool = False
+
+    @property
+    def classes(self) -> frozenset[int]:
+        """Those present in the mask."""
+        return frozenset(index for index, count in enumerate(self.pixels) if count)
+
+
+@dataclass(frozen=True)
+class FailedScene:
+    """A scene that cannot be used, and why; with `stop` none can be, since nothing can be written.
+
+    Not an exception, because those of this project cannot be pickled.
+    """
+
+    name: str
+    error: type[UserError]
+    got: str
+    expected: str
+    do: str
+    stop: bool = False
+
+    def as_error(self) -> UserError:
+        return self.error(self.got, expected=self.expected, do=self.do)
+
+
+Outcome = FinishedScene | FailedScene
+
+
+@dataclass(frozen=True)
+class SceneTask:
+    """`known` is what an earlier run made of the scene, if it did."""
+
+    scene: RawScene
+    known: FinishedScene | None = None
+
+
+def prepare_scene(task: SceneTask, settings: SceneSettings) -> Outcome:
+    """Write the scene's files into the staging folder, unless they are known and still right.
+
+    They appear whole under their names or not at all; doing it twice gives the same files. What is
+    wrong with the scene, or with the place, is returned, not raised. `reused` tells that files and
+    sources are those of `known`, whose files are read for that.
+    """
+    name = task.scene.name
+    try:
+        stamps = stamps_of_scene(task.scene, settings.letters)
+        if task.known is not None and task.known.stamps == stamps:
+            found = _found(task.known, settings)
+            if found is not None:
+                return found
+        finished = _made(task.scene, stamps, settings)
+    except (OutputError, MissingPackageError) as error:
+        return _failed(name, error, stop=True)
+    except UserError as error:
+        return _failed(name, error)
+    return replace(finished, part=task.known.part) if task.known is not None else finished
+
+
+def stamps_of_scene(scene: RawScene, letters: str) -> tuple[Stamp, ...]:
+    """Of the files that are read; where a band or the labels are missing, ()."""
+    wanted = [*(scene.bands.get(letter) for letter in letters), scene.labels]
+    return tuple(() if ref is None else tuple(ref.stamp()) for ref in wanted)
+
+
+def composites_from_bands(bands: Any, settings: SceneSettings) -> Iterator[Image]:
+    """(H, W, C) uint8 for each recipe; `bands` (H, W, B) in the order of `settings.letters`.
+
+    A band is stretched by its own values alone, so once is enough for all recipes.
+    """
+    first = settings.recipes[0]
+    if len(settings.recipes) == 1:
+        yield composite_from_bands(bands, first)
+        return
+    every = BandRecipe(settings.letters, first.norm, first.nodata)
+    stretched = composite_from_bands(bands, every)
+    for recipe in settings.recipes:
+        channels = [every.channels.index(letter) for letter in recipe.channels]
+        yield np.ascontiguousarray(stretched[:, :, channels])
+
+
+def _made(scene: RawScene, stamps: tuple[Stamp, ...], settings: SceneSettings) -> FinishedScene:
+    labels_file = scene.labels
+    if labels_file is None:
+        raise _missing(f"scene {scene.name} without labels", "a JSON of its name")
+    bands = _bands(scene, settings)
+    labels = scene_labels_from_json(labels_file.read(), str(labels_file))
+    mask = mask_from_polygons(labels, (bands.shape[0], bands.shape[1]))
+    mask_file = png_of_mask(mask, PALETTE)
+    files: list[WrittenFile] = []
+    composites = composites_from_bands(bands, settings)
+    for (images, masks), image in zip(settings.folders, composites, strict=True):
+        data = _composite_file(image, settings.suffix)
+        files.append(_written(images / f"{scene.name}{settings.suffix}", data, settings))
+        files.append(_written(masks / f"{scene.name}{MASK_SUFFIX}", mask_file, settings))
+    return FinishedScene(
+        scene.name, stamps, tuple(files), _pixels_by_class(mask), tuple(labels.warnings)
+    )
+
+
+def _bands(scene: RawScene, settings: SceneSettings) -> Any:
+    missing = [letter for letter in settings.letters if letter not in scene.bands]
+    if missing:
+        raise _missing(
+            f"scene {scene.name} without band {', '.join(missing)}", "a TIFF of each band"
+        )
+    files: dict[str, BandFile] = {}
+    for letter in settings.letters:
+        ref = scene.bands[letter]
+        # Of a file in a folder only the pixels are read, straight into the array.
+        files[letter] = ref.path if ref.member is None else BandBytes(ref.read(), str(ref))
+    return bands_from_files(files, settings.letters, nodata=settings.recipes[0].nodata)
+
+
+def _missing(got: str, expected: str) -> UserError:
+    return DatasetError(got, expected=expected, do="add the file, or leave the scene out")
+
+
+def _pixels_by_class(mask: Labels) -> tuple[int, ...]:
+    # A third of the time of numpy.bincount, which makes 8 bytes of each pixel first.
+    return tuple(int(np.count_nonzero(mask == index)) for index in range(len(RICE_CLASSES)))
+
+
+def _composite_file(image: Image, suffix: str) -> bytes:
+    if suffix == ".png":
+        return png_of_composite(image)
+    file = io.BytesIO()
+    if suffix == ".npy":
+        np.save(file, image, allow_pickle=False)
+        return file.getvalue()
+    return _tiff(image)
+
+
+def _tiff(image: Image) -> bytes:
+    """RGB where there are three channels, as images are read; else a page for each channel."""
+    import PIL.Image
+
+    file = io.BytesIO()
+    if image.shape[2] == 3:
+        pages = [PIL.Image.fromarray(image)]
+    else:
+        pages = [
+            PIL.Image.fromarray(np.ascontiguousarray(page)) for page in np.moveaxis(image, 2, 0)
+        ]
+    pages[0].save(
+        file, "TIFF", compression="tiff_adobe_deflate", save_all=True, append_images=pages[1:]
+    )
+    return file.getvalue()
+
+
+def _written(path: Path, data: bytes, settings: SceneSettings) -> WrittenFile:
+    write_whole(path, data)
+    place = path.relative_to(settings.out).as_posix()
+    return WrittenFile(place, len(data), zlib.crc32(data))
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """`path` is there with all of `data`, or as it was; OutputError when it cannot be written.
+
+    Runs of other processes may write the same file at the same time.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    try:
+        try:
+            with open(temporary, "wb", buffering=0) as file:
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent}: {error.strerror or error}",
+            expected="room and leave to write the data set",
+            do="free some space or choose another --out; the same command goes on where it stopped",
+        ) from error
+
+
+def _found(known: FinishedScene, settings: SceneSettings) -> FinishedScene | None:
+    """With the places where its files are, whole; None when one is not.
+
+    A run that was killed while it divided the scenes has left some of them in the staging folder.
+    """
+    folders = [folder for pair in settings.folders for folder in pair]
+    if len(known.files) != len(folders):
+        return None
+    files: list[WrittenFile] = []
+    for file, folder in zip(known.files, folders, strict=True):
+        staged = folder / file.place.rpartition("/")[2]
+        path = next((p for p in (settings.out / file.place, staged) if _is_whole(p, file)), None)
+        if path is None:
+            return None
+        files.append(replace(file, place=path.relative_to(settings.out).as_posix()))
+    return replace(known, files=tuple(files), reused=True)
+
+
+def _is_whole(path: Path, file: WrittenFile) -> bool:
+    try:
+        if path.stat().st_size != file.size:
+            return False
+        return zlib.crc32(path.read_bytes()) == file.crc32
+    except OSError:
+        return False
+
+
+def _failed(name: str, error: UserError, *, stop: bool = False) -> FailedScene:
+    # MissingPackageError is made of other words.
+    kind = UserError if isinstance(error, MissingPackageError) else type(error)
+    return FailedScene(name, kind, error.got, error.expected, error.do, stop)
