@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator, Mapping, Tuple
 
 import numpy as np
 
 from engines.errors import InputError
-from engines.resize import Image
 
 INPUT_NAME = "image"
+BANDS_NAME = "bands"
 OUTPUT_NAME = "labels"
 LOGITS_NAME = "logits"
 
+# A graph has one of these inputs: (N, H, W, C) images, or the (N, h, w, B) bands that a graph of
+# `riceseg export --fuse-bands` composes into images itself.
+INPUT_DTYPES: Mapping[str, Any] = {INPUT_NAME: np.uint8, BANDS_NAME: np.float32}
 
-def check_batch(batch: Any, hw: Tuple[int, int], channels: int) -> None:
-    """InputError unless `batch` is (N, *hw, channels) uint8 with N of 1 or more."""
+Batch = Any  # an array for one of these inputs
+
+
+def check_batch(batch: Any, hw: Tuple[int, int], channels: int, *, dtype: Any = np.uint8) -> None:
+    """InputError unless `batch` is (N, *hw, channels) of `dtype` with N of 1 or more."""
     height, width = hw
     wanted = (height, width, channels)
-    if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8:
+    bands = dtype != np.uint8
+    if not isinstance(batch, np.ndarray) or batch.dtype != dtype:
         kind = getattr(batch, "dtype", None) or type(batch).__name__
         raise InputError(
             f"a batch of {kind}",
-            expected="a numpy array of uint8, RGB values 0..255",
-            do="do not normalise (the graph does it), and use .astype(numpy.uint8)",
+            expected="a numpy array of float32, the bands as they were measured"
+            if bands
+            else "a numpy array of uint8, RGB values 0..255",
+            do="use .astype(numpy.float32); for uint8 composites open the bundle without fused=True"
+            if bands
+            else "do not normalise (the graph does it), and use .astype(numpy.uint8)",
         )
     if batch.ndim == 4 and batch.shape[1:] == wanted and len(batch) > 0:
         return
@@ -31,6 +42,11 @@ def check_batch(batch: Any, hw: Tuple[int, int], channels: int) -> None:
         advice = "add the batch axis: image[numpy.newaxis]"
     elif batch.ndim == 4 and batch.shape[1:] == (channels, height, width):
         advice = "put the channels last: batch.transpose(0, 2, 3, 1)"
+    elif bands and batch.ndim == 4 and batch.shape[3] == channels and len(batch) > 0:
+        advice = (
+            "give scenes of that size, export with it, or open the bundle without fused=True, "
+            "which takes any size"
+        )
     elif batch.ndim == 4 and batch.shape[3] == channels and len(batch) > 0:
         advice = (
             "resize with engines.resize.network_image_from_image, "
@@ -45,13 +61,13 @@ def check_batch(batch: Any, hw: Tuple[int, int], channels: int) -> None:
     )
 
 
-def pieces(batch: Image, size: int) -> Iterator[Image]:
+def pieces(batch: Batch, size: int) -> Iterator[Batch]:
     """Views of at most `size` images each, in order."""
     for start in range(0, len(batch), size):
         yield batch[start : start + size]
 
 
-def padded(images: Image, size: int) -> Image:
+def padded(images: Batch, size: int) -> Batch:
     """`images` followed by repetitions of the last one up to `size`; their results are dropped."""
     if len(images) >= size:
         return images

@@ -14,12 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Dict, Tuple, Union
 
+from engines.bundle_bands import bands_from_field
 from engines.bundle_fields import EXPORT_AGAIN, FILE_NAME, MAX_JSON_BYTES, Field, field_from_json
 from engines.bundle_records import (
     MAX_BATCH,
     MAX_CHANNELS,
     MAX_OUTPUTS,
     MAX_SIDE,
+    BandsInfo,
     BuildHints,
     Bundle,
     CheckpointInfo,
@@ -36,6 +38,7 @@ __all__ = [
     "MAX_CHANNELS",
     "MAX_OUTPUTS",
     "MAX_SIDE",
+    "BandsInfo",
     "BuildHints",
     "Bundle",
     "CheckpointInfo",
@@ -204,12 +207,16 @@ def _bundle_from_field(root: Field) -> Bundle:
         warnings=tuple(w.text(10_000) for w in root["warnings"].entries(0, 1_000)),
         versions={key: root["versions"][key].text() for key in root["versions"].record()},
         build=root["build"].or_none(_build_from_field) if "build" in root.record() else None,
+        bands=root["bands"].or_none(bands_from_field) if "bands" in root.record() else None,
     )
     root["test_mode"]["mode"].text()
     if bundle.model.in_channels != bundle.input.channels:
         raise root["input"]["channels"].refused(f"{bundle.model.in_channels}, as the model takes")
     if bundle.model.num_outputs != num_outputs:
         raise root["num_outputs"].refused(f"{bundle.model.num_outputs}, as the model gives")
+    if bundle.bands is not None and len(bundle.bands.letters) != bundle.input.channels:
+        wanted = f"as many bands as the input has channels, {bundle.input.channels}"
+        raise root["bands"]["letters"].refused(wanted)
     return bundle
 
 

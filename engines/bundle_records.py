@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, Literal, Optional, Tuple
 
+from engines.bands.recipe import BandRecipe
 from engines.resize import ResizeRule
 
 # Labels are uint8 and 255 means "ignore", so indices 0..254 are left for classes.
@@ -96,6 +97,26 @@ class BuildHints:
 
 
 @dataclass(frozen=True)
+class BandsInfo:
+    """How float bands become the image that the graphs take; see `engines.bands.recipe`.
+
+    `letters` in the order in which the bands are given. `fused_hw` is the size of a scene, in
+    pixels, that the graphs named "..._bands" in `files` take, which compose by themselves; None
+    without such graphs.
+    """
+
+    letters: str
+    norm: str
+    nodata: float
+    fused_hw: Optional[Tuple[int, int]] = None
+
+    @property
+    def recipe(self) -> BandRecipe:
+        """The recipe as an object."""
+        return BandRecipe(self.letters, self.norm, self.nodata)
+
+
+@dataclass(frozen=True)
 class Bundle:
     """The fields of `bundle.json`, in its order.
 
@@ -124,3 +145,4 @@ class Bundle:
     warnings: Tuple[str, ...]
     versions: Dict[str, str]
     build: Optional[BuildHints] = None  # bundles of older exports have none
+    bands: Optional[BandsInfo] = None  # for images that are no composites, and older exports

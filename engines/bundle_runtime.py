@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
 
+import numpy as np
+
+from engines.batches import BANDS_NAME, INPUT_DTYPES, INPUT_NAME
 from engines.bundle import Bundle, bundle_path, verified_path
 from engines.errors import BundleError, ConfigError, DeviceError, MissingPackageError, UserError
+from engines.fused_graphs import bands_shape, graph_key
 from engines.onnx_predictor import OnnxPredictor
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ class Wish:
     build: bool = True
     threads: Optional[int] = None
     verify: bool = True
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -72,9 +77,13 @@ def open_bundle(
 
     Raises what `Segmenter.open` says. With runtime "auto" nothing that TensorRT, the GPU or a build
     lacks is an error as long as ONNX Runtime can run the bundle: the log and the notes tell it.
+    A fused wish for a bundle without graphs that take bands is a ConfigError.
     """
     folder = Path(folder)
-    _check_precision(bundle, wish.precision)
+    if wish.fused:
+        bands_shape(bundle)
+    if wish.precision not in (None, *PRECISIONS):
+        raise _no_such_precision(bundle, wish)
     if wish.runtime == "onnx":
         return _on_onnx(folder, bundle, wish, notes=())
     try:
@@ -99,16 +108,11 @@ def open_bundle(
         ) from missing
 
 
-def _check_precision(bundle: Bundle, precision: Optional[str]) -> None:
-    if precision is None or precision in PRECISIONS:
-        return
-    raise _no_such_precision(bundle, precision)
-
-
-def _no_such_precision(bundle: Bundle, precision: str) -> ConfigError:
-    there = ", ".join(name for name in PRECISIONS if name in bundle.files)
+def _no_such_precision(bundle: Bundle, wish: Wish) -> ConfigError:
+    there = ", ".join(p for p in PRECISIONS if graph_key(p, fused=wish.fused) in bundle.files)
     return ConfigError(
-        f"precision {precision!r}",
+        f"precision {wish.precision or 'fp32'!r}"
+        + (" of a graph that takes bands" if wish.fused else ""),
         expected=f"one that the bundle has: {there or 'it has no ONNX file'}",
         do="choose one of these, or export the model with this precision",
     )
@@ -127,37 +131,45 @@ def _is_installed() -> bool:
 
 def _on_onnx(folder: Path, bundle: Bundle, wish: Wish, *, notes: Tuple[str, ...]) -> Opened:
     precision = "fp32" if wish.precision is None else wish.precision
-    if precision not in bundle.files:
-        raise _no_such_precision(bundle, precision)
+    key = graph_key(precision, fused=wish.fused)
+    if key not in bundle.files:
+        raise _no_such_precision(bundle, wish)
     if wish.precision is None and not notes:
         # SegFormer-B0 on two cores: fp32 38 ms, int8 64 ms.
         logger.info("%s: fp32 on ONNX Runtime's CPU provider, where int8 is slower", bundle.name)
-    info = bundle.files[precision]
+    info = bundle.files[key]
     path = verified_path(folder, info) if wish.verify else bundle_path(folder, info.file)
     predictor = OnnxPredictor(path, threads=wish.threads, name=f"{bundle.name} {precision}")
     with contextlib.ExitStack() as stack:
         stack.callback(predictor.close)
-        _check_sizes(bundle, predictor)
+        _check_sizes(bundle, predictor, fused=wish.fused)
         return Opened(predictor, precision, notes, stack.pop_all())
 
 
-def _check_sizes(bundle: Bundle, predictor: Union[OnnxPredictor, TrtPredictor]) -> None:
+def _check_sizes(
+    bundle: Bundle, predictor: Union[OnnxPredictor, TrtPredictor], *, fused: bool
+) -> None:
     spec = bundle.input
-    if (predictor.input_hw, predictor.channels) != (spec.hw, spec.channels):
+    hw, channels = bands_shape(bundle) if fused else (spec.hw, spec.channels)
+    dtype = np.dtype(INPUT_DTYPES[BANDS_NAME if fused else INPUT_NAME])
+    kind = np.dtype(predictor.input_dtype)
+    sizes = (predictor.input_hw, predictor.channels, predictor.output_hw)
+    if kind != dtype or sizes != (hw, channels, spec.hw):
         raise BundleError(
-            f"{predictor.path.name!r} for input {predictor.input_hw} with "
-            f"{predictor.channels} channels",
-            expected=f"{spec.hw} with {spec.channels} channels, as bundle.json says",
+            f"{predictor.path.name!r} for input {predictor.input_hw} with {predictor.channels} "
+            f"channels of {kind}, labels {predictor.output_hw}",
+            expected=f"{hw} with {channels} channels of {dtype}, labels {spec.hw}, as bundle.json "
+            "says",
             do="copy the folder from where it was made, or export the model again",
         )
 
 
-def tensorrt_precision(bundle: Bundle) -> str:
+def tensorrt_precision(bundle: Bundle, *, fused: bool = False) -> str:
     """What runs on TensorRT unless asked for otherwise: the fastest that is known to be right."""
     gate = bundle.gate
-    if "int8" in bundle.files and gate is not None and gate.passed:
+    if graph_key("int8", fused=fused) in bundle.files and gate is not None and gate.passed:
         return "int8"
-    return "fp16" if "fp16" in bundle.files else "fp32"
+    return "fp16" if graph_key("fp16", fused=fused) in bundle.files else "fp32"
 
 
 def _on_tensorrt(folder: Path, bundle: Bundle, wish: Wish, progress: Optional[Progress]) -> Opened:
@@ -167,12 +179,12 @@ def _on_tensorrt(folder: Path, bundle: Bundle, wish: Wish, progress: Optional[Pr
     from engines.trt.bundle_engine import Shelf, engine_on
 
     tensorrt = load_tensorrt()
-    precision = tensorrt_precision(bundle) if wish.precision is None else wish.precision
+    precision = wish.precision or tensorrt_precision(bundle, fused=wish.fused)
     with contextlib.ExitStack() as stack:
         cuda = open_cuda()
         stack.callback(cuda.close)
-        shelf = Shelf(folder, bundle, precision, tensorrt, cuda)
+        shelf = Shelf(folder, bundle, precision, tensorrt, cuda, fused=wish.fused)
         predictor, note = engine_on(shelf, build=wish.build, progress=progress)
         stack.callback(predictor.close)
-        _check_sizes(bundle, predictor)
+        _check_sizes(bundle, predictor, fused=wish.fused)
         return Opened(predictor, precision, (note,) if note else (), stack.pop_all())

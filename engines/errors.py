@@ -13,6 +13,7 @@ RicesegError
 │   ├── InputError            an array given to a predictor
 │   ├── OutputError           the place to write to
 │   ├── DownloadError         the network or the server
+│   ├── ClusterError          a Ray cluster cannot be reached, or failed
 │   └── MissingPackageError   an optional package is not installed
 └── GateError                 the result is worse than its limit (exit code 1)
 """
@@ -75,6 +76,10 @@ class OutputError(UserError):
 
 class DownloadError(UserError):
     """Published weights could not be fetched or do not have the expected hash."""
+
+
+class ClusterError(UserError):
+    """A Ray cluster cannot be reached, does not see the files, or lost its workers."""
 
 
 class MissingPackageError(UserError):

@@ -1,4 +1,4 @@
-"""ONNX Runtime as a predictor: uint8 images in, uint8 labels out, on the CPU."""
+"""ONNX Runtime as a predictor: uint8 images or float32 bands in, uint8 labels out, on the CPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import numpy as np
 
 from engines.background import Background
 from engines.batches import (
+    BANDS_NAME,
+    INPUT_DTYPES,
     INPUT_NAME,
     LOGITS_NAME,
     OUTPUT_NAME,
+    Batch,
     check_batch,
     closed_error,
     padded,
@@ -21,7 +24,7 @@ from engines.batches import (
 )
 from engines.errors import ConfigError, GraphError, MissingPackageError
 from engines.evaluation.evaluate import Prediction
-from engines.resize import Image, Labels, ResizeRule, labels_at_image_size
+from engines.resize import Labels, ResizeRule, labels_at_image_size
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,10 +47,13 @@ class OnnxPredictor:
     The graph takes `image`, (N, H, W, C) uint8, and gives `labels`, (N, H, W) uint8; H, W and C
     are fixed in it, N is fixed or free. Further outputs are not computed, but for `logits`,
     (N, K, H, W) float32, which the graph may have beside or instead of `labels`.
+    A graph of `--fuse-bands` takes `bands` instead, (N, h, w, B) float32, the measured values of
+    scenes whose size may be another than that of the labels.
     `labels`, `logits` and `predict` may be called from several threads at once.
 
     Attributes: `path`, `name` (shown in tables), `runtime` ("ONNX Runtime 1.17.3 on CPU"),
-    `input_hw` in pixels, `channels`, `fixed_batch`, None when N is free, and `has_logits`.
+    `input_hw` in pixels, `channels`, `input_dtype` (uint8, or float32 for bands), `output_hw`,
+    `fixed_batch`, None when N is free, and `has_logits`.
     """
 
     def __init__(
@@ -71,12 +77,14 @@ class OnnxPredictor:
         check_one_file(self.path)
         self._session: Any = _session_from_file(self.path, threads)
         self.runtime = f"ONNX Runtime {_version()} on CPU"
+        self._input, self.input_dtype = self._input_name()
         self.fixed_batch, self.input_hw, self.channels = self._input_shape()
         self.has_logits = self._has_logits()
         self._output = self._output_name()
+        self.output_hw = self._output_hw()
 
-    def labels(self, batch: Image) -> Labels:
-        """Labels (N, H, W) uint8, newly allocated, of a batch (N, H, W, C) uint8 that is only read.
+    def labels(self, batch: Batch) -> Labels:
+        """Labels (N, H, W) uint8, newly allocated, of a batch (N, H, W, C) that is only read.
 
         N may be any number above 0: a graph with a fixed batch is run several times.
         Raises InputError for another dtype or shape and after `close`.
@@ -84,7 +92,7 @@ class OnnxPredictor:
         labels: Labels = self._in_pieces(batch, self._output, self._labels_from)
         return labels
 
-    def logits(self, batch: Image) -> Any:
+    def logits(self, batch: Batch) -> Any:
         """Logits (N, K, H, W) float32, newly allocated; GraphError for a graph without them."""
         if not self.has_logits:
             raise GraphError(
@@ -95,13 +103,13 @@ class OnnxPredictor:
         return self._in_pieces(batch, LOGITS_NAME, lambda logits: logits)
 
     def predict(
-        self, network_image: Image, image_hw: Tuple[int, int], rule: ResizeRule
+        self, network_image: Batch, image_hw: Tuple[int, int], rule: ResizeRule
     ) -> Prediction:
         """Labels of one network-sized image (H, W, C), there and at the image's own size."""
         network = self.labels(network_image[np.newaxis])[0]
         return Prediction(network=network, image=labels_at_image_size(network, image_hw, rule))
 
-    def stream(self, batches: Iterable[Image]) -> Iterator[Labels]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[Labels]:
         """`labels` of each batch, in order; a thread of its own makes the batches two ahead.
 
         What `batches` raises is raised here in its place. Leaving early (`close` of this generator,
@@ -110,7 +118,7 @@ class OnnxPredictor:
         self._open_session()
         return self._streamed(batches)
 
-    def _streamed(self, batches: Iterable[Image]) -> Iterator[Labels]:
+    def _streamed(self, batches: Iterable[Batch]) -> Iterator[Labels]:
         copies = self._checked_copies(batches)
         source = Background(copies, ahead=2, name=f"stream of {self.name}")
         try:
@@ -119,10 +127,10 @@ class OnnxPredictor:
         finally:
             source.stop()
 
-    def _checked_copies(self, batches: Iterable[Image]) -> Iterator[Image]:
+    def _checked_copies(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Copies, because a source may fill the same array again for its next element."""
         for batch in batches:
-            check_batch(batch, self.input_hw, self.channels)
+            check_batch(batch, self.input_hw, self.channels, dtype=self.input_dtype)
             yield np.array(batch)
 
     def close(self) -> None:
@@ -146,20 +154,20 @@ class OnnxPredictor:
             raise closed_error(self.name)
         return session
 
-    def _in_pieces(self, batch: Image, output: str, result_of: Callable[[Any], Any]) -> Any:
+    def _in_pieces(self, batch: Batch, output: str, result_of: Callable[[Any], Any]) -> Any:
         session = self._open_session()
-        check_batch(batch, self.input_hw, self.channels)
+        check_batch(batch, self.input_hw, self.channels, dtype=self.input_dtype)
         size = len(batch) if self.fixed_batch is None else self.fixed_batch
         parts = [
             result_of(self._run(session, images, size, output)) for images in pieces(batch, size)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _run(self, session: Any, images: Image, size: int, output: str) -> Any:
+    def _run(self, session: Any, images: Batch, size: int, output: str) -> Any:
         """At most `size` images; the missing ones are repetitions whose results are dropped."""
         feed = np.ascontiguousarray(padded(images, size))
         try:
-            (result,) = session.run([output], {INPUT_NAME: feed})
+            (result,) = session.run([output], {self._input: feed})
         except Exception as error:  # ONNX Runtime's errors share no base class but this one.
             raise GraphError(
                 f"{self.path.name!r}, which fails while running: {error}",
@@ -167,9 +175,9 @@ class OnnxPredictor:
                 do="export it again, or install the ONNX Runtime it was checked with",
             ) from error
         sides = result.shape[-2:] if output == LOGITS_NAME else result.shape[1:]
-        if (len(result), *sides) != (size, *self.input_hw):
+        if (len(result), *sides) != (size, *self.output_hw):
             raise self._wrong_graph(
-                f"{output} of shape {result.shape}", f"{output} of {(size, *self.input_hw)}"
+                f"{output} of shape {result.shape}", f"{output} of {(size, *self.output_hw)}"
             )
         return result[: len(images)]
 
@@ -179,17 +187,41 @@ class OnnxPredictor:
         )
         return labels
 
-    def _input_shape(self) -> Tuple[Optional[int], Tuple[int, int], int]:
+    def _input_name(self) -> Tuple[str, Any]:
+        """The name of the one input and the dtype it must have."""
         inputs = self._session.get_inputs()
-        found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
-        wanted = f"one input {INPUT_NAME!r} of uint8 (N, H, W, C) with fixed H, W and C"
-        if [item.name for item in inputs] != [INPUT_NAME] or inputs[0].type != "tensor(uint8)":
-            raise self._wrong_graph(f"the inputs: {found or 'none'}", wanted)
-        shape: List[Any] = inputs[0].shape
+        kinds = {INPUT_NAME: "tensor(uint8)", BANDS_NAME: "tensor(float)"}
+        if len(inputs) != 1 or kinds.get(inputs[0].name) != inputs[0].type:
+            raise self._wrong_inputs()
+        return inputs[0].name, INPUT_DTYPES[inputs[0].name]
+
+    def _input_shape(self) -> Tuple[Optional[int], Tuple[int, int], int]:
+        shape: List[Any] = self._session.get_inputs()[0].shape
         if len(shape) != 4 or not all(isinstance(side, int) and side > 0 for side in shape[1:]):
-            raise self._wrong_graph(f"the inputs: {found}", wanted)
+            raise self._wrong_inputs()
         batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
         return batch, (shape[1], shape[2]), shape[3]
+
+    def _wrong_inputs(self) -> GraphError:
+        inputs = self._session.get_inputs()
+        found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
+        return self._wrong_graph(
+            f"the inputs: {found or 'none'}",
+            f"one input {INPUT_NAME!r} of uint8 or {BANDS_NAME!r} of float32, (N, H, W, C) with "
+            "fixed H, W and C",
+        )
+
+    def _output_hw(self) -> Tuple[int, int]:
+        """Only a graph of bands gives labels of another size than it takes."""
+        if self._input == INPUT_NAME:
+            return self.input_hw
+        shapes = {item.name: item.shape for item in self._session.get_outputs()}
+        sides = shapes[self._output][-2:]
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise self._wrong_graph(
+                f"{self._output} of {shapes[self._output]}", "an output with fixed H and W"
+            )
+        return sides[0], sides[1]
 
     def _has_logits(self) -> bool:
         return any(

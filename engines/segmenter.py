@@ -13,10 +13,11 @@ import numpy as np
 from engines.background import Background
 from engines.bundle import Bundle, bundle_from_folder
 from engines.bundle_runtime import PRECISIONS, Opened, Wish, open_bundle
-from engines.errors import ConfigError, InputError
+from engines.errors import ConfigError
 from engines.evaluation.image_predictor import ImagePredictor, sliding_predictor
 from engines.evaluation.request import MODES
-from engines.resize import Image, Labels, labels_at_image_size, network_image_from_image
+from engines.network_input import Given, NetworkInput, Prepared
+from engines.resize import Image, Labels, labels_at_image_size
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,20 +33,28 @@ class Segmenter:
         with Segmenter.open("my-bundle") as seg:
             labels = seg(image)
 
+    An image is (H, W, C) uint8, RGB, of any size. A bundle with `bands` also takes a scene, and
+    composes it as the network's training images were: (H, W, B) float32 or uint16 with the bands in
+    the order of `bundle.bands.letters`, or {"G": ..., "N": ..., "E": ...} of band files or arrays
+    (H, W). `bundle.bands.nodata` and NaN mark pixels without a value; they become the darkest.
+
     Attributes: `bundle`, `precision` ("fp32", "fp16" or "int8"), `runtime` ("TensorRT 10.3.0 on
     Orin" or "ONNX Runtime 1.17.3 on CPU"), `classes` (name of each index), `palette` (its RGB
     colour), `notes` (what is not as fast as it could be, and why).
     Calls may come from several threads at once.
     """
 
-    def __init__(self, bundle: Bundle, opened: Opened, mode: str = "whole") -> None:
-        """`opened` becomes the segmenter's own: `close` closes it; `mode` is that of `open`."""
+    def __init__(
+        self, bundle: Bundle, opened: Opened, mode: str = "whole", *, fused: bool = False
+    ) -> None:
+        """`opened` becomes the segmenter's own: `close` closes it; the rest is as in `open`."""
         self.bundle = bundle
         self.precision = opened.precision
         self.runtime = opened.predictor.runtime
         self._opened = opened
         self._predictor = opened.predictor
-        self._windows = _windows(bundle, opened, mode)
+        self._input = NetworkInput(bundle, fused=fused)
+        self._windows = _windows(bundle, opened, mode, fused)
         _warn_about(bundle, mode)
 
     @classmethod
@@ -59,6 +68,7 @@ class Segmenter:
         threads: Optional[int] = None,
         verify: bool = True,
         mode: str = "whole",
+        fused: bool = False,
     ) -> Segmenter:
         """Check `folder` and load it the fastest way that this machine has.
 
@@ -78,17 +88,20 @@ class Segmenter:
         with the stride that the model was tested with, and averages their logits, which the graph
         must give: slower, and as `riceseg evaluate --mode slide` scores it.
 
+        `fused` takes the graphs that `riceseg export --fuse-bands` wrote, which compose by
+        themselves: calls then take scenes alone, of exactly `bundle.bands.fused_hw`.
+
         An engine is native code: open only bundles whose engines folder you trust.
 
         Raises BundleError for a bundle that is incomplete or altered, ConfigError for a precision
         or logits that it does not have, MissingPackageError without onnxruntime; with "tensorrt"
         also DeviceError, EngineError, GraphError and OutputError.
         """
-        wish = Wish(precision, runtime, build, threads, verify)
         bundle = bundle_from_folder(folder)
+        wish = Wish(precision, runtime, build, threads, verify, fused)
         opened = open_bundle(folder, bundle, wish)
         try:
-            return cls(bundle, opened, mode)
+            return cls(bundle, opened, mode, fused=fused)
         except ConfigError:
             opened.resources.close()
             raise
@@ -108,42 +121,50 @@ class Segmenter:
         """One line each: why ONNX Runtime, an engine that was just built, no CUDA graph."""
         return [*self._opened.notes, *getattr(self._predictor, "notes", ())]
 
-    def __call__(self, image: Image) -> Labels:
-        """Labels (H, W) uint8, newly allocated, of an RGB image (H, W, C) uint8 of any size.
+    def __call__(self, image: Given) -> Labels:
+        """Labels (H, W) uint8, newly allocated, of an image or a scene of any size.
 
-        The image is only read. Raises InputError for another dtype or shape and after `close`.
+        It is only read. Raises InputError for another dtype or shape and after `close`; ImageError
+        for a band file that cannot be used, and for a band that is all nodata or constant.
         """
         if self._windows is not None:
             return self._labels_by_windows(image)
-        network_image = self._network_image(image)
-        image_hw = (image.shape[0], image.shape[1])
+        network_image, image_hw = self._input.prepared(image)
         return self._predictor.predict(network_image, image_hw, self.bundle.input.rule).image
 
-    def batch(self, images: Iterable[Image]) -> List[Labels]:
-        """Labels of each image, as a call of its own would give; the sizes may differ.
+    def image(self, given: Given) -> Image:
+        """What the network is shown of `given`, (H, W, C) uint8 at its own size.
+
+        A scene is composed, to be looked at or to be given to the other calls; an image is returned
+        as it is. Raises as a call does.
+        """
+        return self._input.image(given)
+
+    def batch(self, images: Iterable[Given]) -> List[Labels]:
+        """Labels of each image or scene, as a call of its own would give; the sizes may differ.
 
         They are run together, as many as the bundle allows at a time; with mode "slide" windows of
         one image are.
         """
         if self._windows is not None:
             return [self._labels_by_windows(image) for image in images]
-        most = self.bundle.input.batch[2]
         results: List[Labels] = []
-        for group in _groups(images, most):
-            stacked = np.stack([self._network_image(image) for image in group])
-            sizes = [(image.shape[0], image.shape[1]) for image in group]
+        for group in _groups(map(self._input.prepared, images), self.bundle.input.batch[2]):
+            stacked = np.stack([prepared.image for prepared in group])
+            sizes = [prepared.image_hw for prepared in group]
             results += self._at_image_sizes(self._predictor.labels(stacked), sizes)
         return results
 
-    def stream(self, images: Iterable[Image], *, batch: int = 1) -> Iterator[Labels]:
-        """Labels of each image in order, while the next ones are being decoded and resized.
+    def stream(self, images: Iterable[Given], *, batch: int = 1) -> Iterator[Labels]:
+        """Labels of each image or scene in order, while the next ones are being made ready.
 
-        `images` is iterated in a thread of its own, a few images ahead; an array that it gave may
-        be filled again. On a GPU copies overlap with computing too. `batch` images are run
-        together: more images a second, and each result comes later. What `images` raises is raised
-        here in its place, after the results before it. Leaving early (closing this generator, an
-        exception, Ctrl-C) ends the thread; the segmenter can be used as before. Other calls may run
-        meanwhile. With mode "slide" `batch` is 1: the windows of one image are run together.
+        `images` is iterated in a thread of its own, a few images ahead, where they are composed and
+        resized too; an array that it gave may be filled again. On a GPU copies overlap with
+        computing too. `batch` images are run together: more images a second, and each result comes
+        later. What `images` raises is raised here in its place, after the results before it.
+        Leaving early (closing this generator, an exception, Ctrl-C) ends the thread; the segmenter
+        can be used as before. Other calls may run meanwhile. With mode "slide" `batch` is 1: the
+        windows of one image are run together.
         """
         if self._windows is not None:
             return self._streamed_windows(images, batch)
@@ -154,7 +175,7 @@ class Segmenter:
                 do="use a smaller batch, or export with --dynamic-batch",
             )
         sizes: Deque[Tuple[int, int]] = deque()
-        results = self._predictor.stream(self._network_batches(images, batch, sizes))
+        results = self._predictor.stream(self._input.batches(images, batch, sizes))
         return self._streamed(results, sizes)
 
     def close(self) -> None:
@@ -172,54 +193,24 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _network_image(self, image: Image) -> Image:
-        spec = self.bundle.input
-        _check_image(image, spec.channels)
-        return network_image_from_image(image, spec.hw, spec.rule, spec.pad_value)
-
-    def _labels_by_windows(self, image: Image) -> Labels:
+    def _labels_by_windows(self, given: Given) -> Labels:
         assert self._windows is not None  # asked by the callers
-        _check_image(image, self.bundle.input.channels)
-        return self._windows.labels(image)
+        return self._windows.labels(self._input.image(given))
 
-    def _streamed_windows(self, images: Iterable[Image], batch: int) -> Iterator[Labels]:
+    def _streamed_windows(self, images: Iterable[Given], batch: int) -> Iterator[Labels]:
         if batch != 1:
             raise ConfigError(
                 f"batch {batch} with mode 'slide'",
                 expected="1: the windows of one image are run together",
                 do="leave batch out",
             )
-        copies = (np.array(image) for image in images)
-        return _of_each(copies, self._labels_by_windows)
+        assert self._windows is not None  # asked by the caller
+        copies = (np.array(self._input.image(image)) for image in images)
+        return _of_each(copies, self._windows.labels)
 
     def _at_image_sizes(self, labels: Labels, sizes: List[Tuple[int, int]]) -> List[Labels]:
         rule = self.bundle.input.rule
         return [labels_at_image_size(labels[i], hw, rule) for i, hw in enumerate(sizes)]
-
-    def _network_batches(
-        self, images: Iterable[Image], size: int, sizes: Deque[Tuple[int, int]]
-    ) -> Iterator[Image]:
-        """Batches for the network; an image's own size goes to `sizes`. Runs in the thread.
-
-        An image that cannot be had ends its batch: those before it come first, then its error.
-        """
-        group: List[Image] = []
-        source = iter(images)
-        while True:
-            failure: Optional[BaseException] = None
-            try:
-                image = next(source)
-                group.append(self._network_image(image))
-                sizes.append((image.shape[0], image.shape[1]))
-            except BaseException as error:
-                failure = error
-            if group and (failure is not None or len(group) == size):
-                yield np.stack(group)
-                group = []
-            if isinstance(failure, StopIteration):
-                return
-            if failure is not None:
-                raise failure
 
     def _streamed(
         self, results: Iterator[Labels], sizes: Deque[Tuple[int, int]]
@@ -238,15 +229,21 @@ def _of_each(images: Iterable[Image], labels_of: Callable[[Image], Labels]) -> I
         source.stop()
 
 
-def _windows(bundle: Bundle, opened: Opened, mode: str) -> Optional[ImagePredictor]:
+def _windows(bundle: Bundle, opened: Opened, mode: str, fused: bool) -> Optional[ImagePredictor]:
     """What cuts images for mode "slide"; ConfigError for another mode and without logits."""
     if mode not in MODES:
         raise ConfigError(f"mode {mode!r}", expected=" or ".join(MODES), do="use one of these")
+    if mode != "whole" and fused:
+        raise ConfigError(
+            f"mode {mode!r} with fused=True",
+            expected="one of them: each window would be stretched by its own limits",
+            do="leave fused out",
+        )
     return None if mode == "whole" else sliding_predictor(opened.predictor, bundle)
 
 
-def _groups(images: Iterable[Image], size: int) -> Iterator[List[Image]]:
-    group: List[Image] = []
+def _groups(images: Iterable[Prepared], size: int) -> Iterator[List[Prepared]]:
+    group: List[Prepared] = []
     for image in images:
         group.append(image)
         if len(group) == size:
@@ -275,26 +272,3 @@ def _warn_about(bundle: Bundle, chosen: str) -> None:
             mode,
             " (mode='slide' runs windows)" if "logits" in bundle.outputs else "",
         )
-
-
-def _check_image(image: Image, channels: int) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = getattr(image, "dtype", None) or type(image).__name__
-        raise InputError(
-            f"an image of {kind}",
-            expected="a numpy array of uint8, RGB values 0..255",
-            do="do not normalise (the graph does it); numpy.asarray(image, numpy.uint8) for others",
-        )
-    if image.ndim == 3 and image.shape[2] == channels and image.size > 0:
-        return
-    if image.ndim == 3 and image.shape[0] == channels and image.size > 0:
-        advice = "put the channels last: image.transpose(1, 2, 0)"
-    elif image.ndim == 4:
-        advice = "give one image at a time"
-    elif image.ndim == 2 and channels == 3:
-        advice = "repeat a grey image: numpy.repeat(image[:, :, None], 3, axis=2)"
-    else:
-        advice = f"give the {channels} channels that the network was trained on"
-    raise InputError(
-        f"an image of shape {image.shape}", expected=f"(height, width, {channels})", do=advice
-    )

@@ -114,6 +114,7 @@ def _from_bundle(folder: Path, inference: Inference) -> Evaluated:
             classes=bundle.classes,
             palette=bundle.palette,
             num_outputs=bundle.num_outputs,
+            bands=bundle.bands,
             **_how(inference),
         ),
         plan=plan,

@@ -18,6 +18,7 @@ from exporter.inference import WHOLE, Inference, Plan, graph_predictor, torch_pr
 from exporter.load import first_image_hw
 from exporter.measure import onnx_row, report_record, scored, torch_row, with_scores
 from exporter.network_images import left_out_lines
+from exporter.pairs import class_pairs, pairs_section
 from exporter.request import DataOptions, LoadOptions
 from exporter.strips import Strip
 
@@ -65,6 +66,7 @@ def evaluate_target(
     with progress.stage("load"):
         pairs = pairs_from_folder(data.val, masks=data.val_masks)
         found = evaluated_target(target, Asked(options, size, inference, data, tuple(pairs)))
+        compared = class_pairs(data.pairs, found.model.classes)
     steps = _Steps(progress, max(1, len(found.forms)) * len(augmentations(inference.tta)))
     with contextlib.ExitStack() as stack:
         # Opened first: what cannot be run that way is known before anything is timed.
@@ -89,6 +91,8 @@ def evaluate_target(
     for note in rows[0].get("notes") or ():
         progress.note(note)
     report = report_record(found.model, rows, data, evaluation, found.warnings)
+    if compared.indices:
+        report["pairs"] = pairs_section(compared, found.model.classes, evaluation)
     return report, strips
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import torch
+from torch import nn
 
 from calibration.images import CalibrationImage, calibration_list
 from calibration.policy import PrecisionPolicy
@@ -22,6 +23,7 @@ from engines.bundle import (
 from engines.dataset import Pair, calibration_images_from, pairs_from_folder
 from engines.errors import ConfigError
 from engines.progress import Progress
+from exporter.band_graphs import check_bands, write_fused_graphs
 from exporter.calibrate import hold_overflows, learn_int8, settle_equalized, shown_images
 from exporter.load import LoadedModel, first_image_hw, load_model, network_input, network_size
 from exporter.network_images import network_images
@@ -29,6 +31,7 @@ from exporter.onnx_graph import (
     GraphSpec,
     ImageToLabels,
     decomposed_layer_norms,
+    multiplied_at,
     onnx_from_model,
     sampled_for,
 )
@@ -84,14 +87,16 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
         with progress.stage("load"):
             work = _load(request, policy, progress)
         reference = ImageToLabels(work.loaded.net, work.spec).eval()
+        net = multiplied_at(work.loaded.net, request.graph.mask_products)
+        traced = ImageToLabels(net, work.spec).eval()
         batch, real = _parity_images(work, request.data)
         on = f"{real} images" if real else PATTERN
         with progress.stage("trace to ONNX"):
-            _trace(work, folder / "model.onnx", batch, grid_sample=request.graph.grid_sample)
+            _trace(work, net, folder / "model.onnx", batch, request.graph.grid_sample)
             if policy is not None:
                 check_policy(folder / "model.onnx", policy)
         with progress.stage("verify against PyTorch"):
-            _verify(work, folder, reference, batch, on)
+            _verify(work, folder, traced, batch, on)
         if work.calib or real:
             with progress.stage("look for overflows of FP16"):
                 graph = folder / "model.onnx"
@@ -101,10 +106,11 @@ def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
         )
         if settle_equalized(work, folder, work.policy):
             with progress.stage("verify the equalized graph against PyTorch"):
-                _verify(work, folder, reference, batch, on)
+                _verify(work, folder, traced, batch, on)
         write_files(work, folder, fp16=request.fp16, progress=progress)
         written = {key: key in work.files for key in ("fp16", "int8")}
         work.warnings += target_warnings(work.target, **written)
+        write_fused_graphs(request, work, work.input, folder, progress)
         report, strips, gate = measured(request, work, folder, reference, progress)
         with progress.stage("write report and bundle"):
             write_report(report, folder, strips=strips)
@@ -167,6 +173,7 @@ def _check_inputs_stay(request: ExportRequest) -> None:
 
 def _load(request: ExportRequest, policy: PrecisionPolicy | None, progress: Progress) -> Work:
     loaded = load_model(request.checkpoint, request.load)
+    check_bands(request, loaded.description.in_channels)
     check_training_stays(policy, loaded)
     data = request.data
     pairs = pairs_from_folder(data.val, masks=data.val_masks) if data.val is not None else ()
@@ -194,6 +201,8 @@ def _load(request: ExportRequest, policy: PrecisionPolicy | None, progress: Prog
     )
     if not pairs:
         warnings.append("no --val: the loss of accuracy was not measured")
+    if graph.mask_products == "quarter":
+        warnings.append("masks are multiplied at a quarter of the size: not what was trained")
     progress.note(_summary(loaded, input_spec))
     for note in loaded.notes:
         progress.note(note)
@@ -219,12 +228,12 @@ def _summary(loaded: LoadedModel, input_spec: InputSpec) -> str:
     )
 
 
-def _trace(work: Work, path: Path, images: Batch, *, grid_sample: bool | None) -> None:
+def _trace(work: Work, net: nn.Module, path: Path, images: Batch, grid_sample: bool | None) -> None:
     raw = path.with_name("traced.onnx")
-    net = rewritten_for_export(work.loaded.net, work.spec.input_hw)
+    rewritten = rewritten_for_export(net, work.spec.input_hw)
     try:
         onnx_from_model(
-            sampled_for(net, work.spec.opset, grid_sample),
+            sampled_for(rewritten, work.spec.opset, grid_sample),
             work.spec,
             raw,
             num_outputs=work.loaded.description.num_outputs,

@@ -9,6 +9,7 @@ import onnx
 
 from calibration.onnx_file import model_from_onnx_file, opset_of
 from engines.bundle import bundle_from_folder
+from engines.bundle_bands import bands_text
 from engines.bundle_fields import FILE_NAME
 from engines.errors import CheckpointError
 from engines.images import sha256_of_file
@@ -48,6 +49,7 @@ def _bundle_facts(folder: Path) -> Facts:
         "checkpoint": f"{bundle.checkpoint.file} ({bundle.checkpoint.sha256[:12]})",
         "input": f"{bundle.input.hw[0]}x{bundle.input.hw[1]}, {bundle.input.channels} channels, "
         f"{bundle.input.resize}",
+        "bands": bands_text(bundle.bands),
         "outputs": list(bundle.outputs),
         "classes": list(bundle.classes),
         "target": None if bundle.build is None else bundle.build.target,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from engines.board.machine import machine_record, package_versions
-from engines.bundle import FileInfo, InputSpec
+from engines.bundle import BandsInfo, FileInfo, InputSpec
+from engines.bundle_bands import bands_record
 from engines.dataset import Pair
 from engines.evaluation.evaluate import Evaluation, Predictor, evaluate_predictors
 from engines.evaluation.scored_rows import check_something_was_scored, row_with_scores
@@ -45,6 +46,7 @@ class ScoredModel:
     mode: str = "whole"
     tta: str = "none"
     whole_images: bool = False
+    bands: BandsInfo | None = None
 
 
 def scored_model(loaded: LoadedModel, input: InputSpec) -> ScoredModel:
@@ -129,6 +131,7 @@ def report_record(
         },
         "mode": None if evaluation is None else model.mode,
         "input_hw": list(model.input.hw),
+        "bands": bands_record(model.bands),
         "classes": list(model.classes),
         "palette": [list(rgb) for rgb in model.palette],
         "rows": [_row_with_mode(row, model) for row in rows],

@@ -16,6 +16,7 @@ from engines.errors import ConfigError
 from engines.trt.layer_names import module_path
 from exporter.architectures.deformable import has_deformable_attention, with_gather_sampling
 from exporter.architectures.layers import resize_bilinear
+from exporter.architectures.mask2former import Mask2Former, with_quarter_products
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,23 @@ def sampled_for(net: nn.Module, opset: int, wanted: bool | None) -> nn.Module:
         )
     by_gather = opset not in GRID_SAMPLE_OPSETS if wanted is None else not wanted
     return with_gather_sampling(net) if by_gather else net
+
+
+def multiplied_at(net: nn.Module, wanted: str | None) -> nn.Module:
+    """`net` itself, or for `wanted` "quarter" another one on its weights: `with_quarter_products`.
+
+    Raises ConfigError when something is asked of a network that is no Mask2Former.
+    """
+    if wanted is not None and not isinstance(net, Mask2Former):
+        raise ConfigError(
+            f"--mask-products {wanted}",
+            expected="a Mask2Former, which multiplies classes and masks",
+            do="leave it out",
+        )
+    if wanted == "quarter":
+        assert isinstance(net, Mask2Former)
+        return with_quarter_products(net)
+    return net
 
 
 def decomposed_layer_norms(net: nn.Module, model: onnx.ModelProto) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from engines.evaluation.reference import FILES_KEY
 from engines.evaluation.scored_rows import gate_from_rows
 from engines.progress import Progress, printable
 from engines.speed.forms import Form, onnx_forms
+from exporter.band_graphs import bands_info
 from exporter.keep_reference import FILE_NAME, OnImage, reference_kept
 from exporter.measure import (
     ScoredModel,
@@ -42,7 +43,8 @@ def measured(
     reference: ImageToLabels,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[Strip], Gate | None]:
-    model, predictor = scored_model(work.loaded, work.input), TorchPredictor(reference)
+    predictor = TorchPredictor(reference)
+    model = replace(scored_model(work.loaded, work.input), bands=bands_info(request, work.input))
     forms = onnx_forms(folder, work.files)
     rows = _speed_rows(request, work, model, forms, predictor, progress)
     strips: list[Strip] = []
@@ -182,4 +184,5 @@ def bundle_of(request: ExportRequest, work: Work, gate: Gate | None, created: st
         warnings=tuple(work.warnings),
         versions=package_versions(),
         build=BuildHints(work.target.name, work.fp32_nodes),
+        bands=bands_info(request, work.input),
     )

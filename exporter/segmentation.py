@@ -1,10 +1,8 @@
-"""Label PNGs and overlays for a folder of images, from a bundle."""
+"""Label PNGs and overlays for a folder of images or scenes, from a bundle."""
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,9 @@ from PIL import Image
 from engines.bundle import bundle_from_folder
 from engines.bundle_runtime import Wish, open_bundle
 from engines.errors import ImageError, OutputError
-from engines.images import image_files_from, image_from_file
 from engines.progress import Progress
 from engines.segmenter import Segmenter
+from exporter.segment_inputs import SegmentItem, items_from, picture_from
 from exporter.strips import UNNAMED_RGB, overlay
 
 
@@ -26,7 +24,7 @@ from exporter.strips import UNNAMED_RGB, overlay
 class SegmentOptions:
     """`alpha` is the weight of the colours in the overlay; None writes no overlay.
 
-    `precision`, `runtime` and `mode` are those of `Segmenter.open`.
+    `precision`, `runtime`, `mode` and `threads` are those of `Segmenter.open`.
     """
 
     precision: str | None = None
@@ -35,6 +33,7 @@ class SegmentOptions:
     alpha: float | None = 0.5
     skip_bad: bool = False
     convert_images: bool = False
+    threads: int | None = None
 
 
 def segment_images(
@@ -46,40 +45,47 @@ def segment_images(
 ) -> tuple[int, list[str]]:
     """Write out/labels/NAME.png and out/overlays/NAME.jpg; returns (written, left out).
 
-    Labels are palette PNGs whose pixel values are the class indices, at the image's own size.
-    Raises BundleError, ImageError (without `skip_bad`) or OutputError.
+    `images` is what `items_from` takes. Labels are palette PNGs whose pixel values are the class
+    indices, at the image's own size. What was left out are files that belong to no scene, and with
+    `skip_bad` what could not be read. Raises BundleError, ImageError (without `skip_bad`) or
+    OutputError.
     """
-    files = image_files_from(images)
-    names = _output_names(files)
-    folders = [out / "labels"] + ([out / "overlays"] if options.alpha is not None else [])
-    skipped: list[str] = []
-    with _opened(bundle, options, progress) as segmenter, progress.stage("segment"):
-        _make(folders)
-        for done, (path, name) in enumerate(zip(files, names, strict=True), start=1):
+    items, left_out = items_from(images, bundle_from_folder(bundle))
+    skipped = list(left_out)
+    written = 0
+    with opened_segmenter(bundle, options, progress) as segmenter, progress.stage("segment"):
+        make_folders(out, options)
+        for done, item in enumerate(items, start=1):
             try:
-                image = image_from_file(
-                    path,
-                    channels=segmenter.bundle.input.channels,
-                    convert=options.convert_images,
-                )
+                segment_one(segmenter, item, out, options)
+                written += 1
             except ImageError as error:
                 if not options.skip_bad:
                     raise
-                skipped.append(f"{path.name}: {error}")
-            else:
-                labels = segmenter(image)
-                _save(_palette_image(labels, segmenter.palette), out / "labels" / f"{name}.png")
-                if options.alpha is not None:
-                    drawn = overlay(image, labels, segmenter.palette, options.alpha)
-                    _save(Image.fromarray(drawn), out / "overlays" / f"{name}.jpg")
-            progress.advance(done, len(files))
-    return len(files) - len(skipped), skipped
+                skipped.append(f"{item.title}: {error}")
+            progress.advance(done, len(items))
+    return written, skipped
 
 
-def _opened(folder: Path, options: SegmentOptions, progress: Progress) -> Segmenter:
+def segment_one(
+    segmenter: Segmenter, item: SegmentItem, out: Path, options: SegmentOptions
+) -> None:
+    """Read one image or scene and write its labels and overlay, each in one step.
+
+    `make_folders` comes before. Raises ImageError for what cannot be read, and OutputError.
+    """
+    image = picture_from(item, segmenter, convert=options.convert_images)
+    labels = segmenter(image)
+    _save(_palette_image(labels, segmenter.palette), out / "labels" / f"{item.name}.png")
+    if options.alpha is not None:
+        drawn = overlay(image, labels, segmenter.palette, options.alpha)
+        _save(Image.fromarray(drawn), out / "overlays" / f"{item.name}.jpg")
+
+
+def opened_segmenter(folder: Path, options: SegmentOptions, progress: Progress) -> Segmenter:
     """The bundle's segmenter; `progress` shows the build of an engine, which takes minutes."""
     bundle = bundle_from_folder(folder)
-    wish = Wish(precision=options.precision, runtime=options.runtime)
+    wish = Wish(options.precision, options.runtime, threads=options.threads)
     with progress.stage("open"):
         opened = open_bundle(folder, bundle, wish, progress=progress)
         segmenter = Segmenter(bundle, opened, options.mode)
@@ -87,27 +93,14 @@ def _opened(folder: Path, options: SegmentOptions, progress: Progress) -> Segmen
     return segmenter
 
 
-def _output_names(files: Sequence[Path]) -> list[str]:
-    """The stem; the whole name where images share it (a.jpg and a.png).
-
-    A list may name several folders: where the whole name comes again it is numbered.
-    """
-    stems = Counter(path.stem for path in files)
-    names: dict[str, None] = {}
-    for path in files:
-        name = path.stem if stems[path.stem] == 1 else path.name
-        numbered = (f"{path.name}_{number}" for number in itertools.count(2))
-        names[next(n for n in itertools.chain([name], numbered) if n not in names)] = None
-    return list(names)
-
-
-def _make(folders: Sequence[Path]) -> None:
-    for folder in folders:
+def make_folders(out: Path, options: SegmentOptions) -> None:
+    """The folders that `segment_one` writes to; OutputError where they cannot be made."""
+    for name in ("labels",) if options.alpha is None else ("labels", "overlays"):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            (out / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{folder}: {error.strerror}",
+                f"{out / name}: {error.strerror}",
                 expected="a folder that can be written to",
                 do="choose another --out",
             ) from error

@@ -79,7 +79,9 @@ def data_of(data: Path, place: Path) -> DataOptions:
             for path in chosen:
                 source = path if suffix is None else data / kind / part / f"{path.stem}{suffix}"
                 (folder / source.name).symlink_to(source.resolve())
-    return DataOptions(calib=place / "data" / "images" / "train", val=place / "data")
+    images = place / "data" / "images" / "train"
+    # The configurations in the checkpoints are ADE20K's, whose index 0 is no class.
+    return DataOptions(calib=images, val=place / "data", reduce_zero_label=False)
 
 
 def measured(

@@ -23,10 +23,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from calibration.fp16 import fp16_onnx_from_onnx
 from engines.errors import CheckpointError, ConfigError
+from engines.progress import SilentProgress
 from engines.trt.layer_names import module_path
 from exporter.architectures import mask2former_keys as keys
 from exporter.architectures.deformable import (
@@ -36,14 +38,22 @@ from exporter.architectures.deformable import (
     with_gather_sampling,
 )
 from exporter.architectures.description import Hints
-from exporter.architectures.mask2former import Mask2Former, SemanticMasks, with_quarter_products
+from exporter.architectures.mask2former import Mask2Former, SemanticMasks
 from exporter.architectures.mask_decoder import attention_bias, mask_products, shrunk
 from exporter.architectures.pixel_decoder import sine_positions
-from exporter.onnx_graph import GraphSpec, decomposed_layer_norms, onnx_from_model
+from exporter.export import export_bundle
+from exporter.onnx_graph import (
+    GraphSpec,
+    decomposed_layer_norms,
+    multiplied_at,
+    onnx_from_model,
+)
+from exporter.request import DataOptions, ExportRequest, GraphOptions
 from exporter.rewrites.mask2former import ConstantPlaces, FoldedMaskHead
 from exporter.rewrites.rewritten import rewritten_for_export
 from exporter.simplify import simplify_onnx
 from tests.architectures.tiny_mask2former import (
+    EXAMPLES,
     RESNET,
     RESNET_SHAPE,
     SWIN_SHAPE,
@@ -206,13 +216,61 @@ def test_the_sum_over_queries_is_taken_at_the_size_of_the_input(kept: int) -> No
 
 def test_the_sum_at_a_quarter_of_the_size_is_another_function_and_has_to_be_asked_for() -> None:
     classes, masks = torch.randn(2, 7, 6).double(), 3 * torch.randn(2, 7, 16, 24).double()
-    plain = SemanticMasks(5)
-    exact = plain(classes, masks, (64, 96), (60, 90))
-    got = with_quarter_products(plain)(classes, masks, (64, 96), (60, 90))
+    exact = SemanticMasks(5)(classes, masks, (64, 96), (60, 90))
+    got = SemanticMasks(5, "quarter")(classes, masks, (64, 96), (60, 90))
     small = torch.einsum("nqc,nqhw->nchw", classes.softmax(2)[..., :-1], masks.sigmoid())
     want = F.interpolate(small, (64, 96), mode="bilinear", align_corners=False)
     torch.testing.assert_close(got, want[:, :, :60, :90], rtol=0, atol=1e-12)
     assert (got.argmax(1) != exact.argmax(1)).any()
+
+
+def test_quarter_products_are_another_model_on_the_same_weights() -> None:
+    net = EXAMPLES[0].make()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = net(x)
+        other = multiplied_at(net, "quarter")
+        assert not torch.equal(other(x), before)
+        torch.testing.assert_close(net(x), before, rtol=0, atol=0)
+        torch.testing.assert_close(multiplied_at(net, "input")(x), before, rtol=0, atol=0)
+    assert multiplied_at(net, None) is net
+    assert all(a is b for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_a_network_without_masks_has_no_quarter_products() -> None:
+    with pytest.raises(ConfigError, match="--mask-products quarter; expected a Mask2Former"):
+        multiplied_at(nn.Identity(), "quarter")
+
+
+def test_an_export_with_quarter_products_is_verified_and_compared_with_what_was_trained(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "tiny.pth"
+    net = EXAMPLES[0].make()
+    torch.save({"state_dict": net.state_dict()}, path)
+    for part in ("images", "masks"):
+        (tmp_path / "data" / part / "val").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / f"data/images/val/{number}.png")
+        mask = rng.integers(0, 3, (64, 64), dtype=np.uint8)
+        Image.fromarray(mask).save(tmp_path / f"data/masks/val/{number}.png")
+    result = export_bundle(
+        ExportRequest(
+            path,
+            tmp_path / "bundle",
+            graph=GraphOptions(size=(64, 64), mask_products="quarter"),
+            data=DataOptions(val=tmp_path / "data"),
+            max_drop=100.0,
+            runs=1,
+        ),
+        SilentProgress(),
+    )
+    pytorch, fp32 = result.report["rows"]
+    assert pytorch["agreement"] == 100.0
+    assert 50.0 < fp32["agreement"] < 100.0
+    assert any("a quarter of the size" in warning for warning in result.report["warnings"])
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

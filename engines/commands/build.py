@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calib", type=Path, metavar="DIR", help="images for --implicit-int8 without a cache"
     )
     parser.add_argument(
+        "--fused", action="store_true", help="the bundle's graph that takes bands (--fuse-bands)"
+    )
+    parser.add_argument(
         "--rtx", action="store_true", help="TensorRT-RTX: ahead of time, no GPU needed"
     )
 
@@ -68,9 +71,16 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
     target: Path = options.target
     if target.is_dir():
         _refuse(options, "--out", "--batch")
-        wanted = _build_options(options, options.precision or _precision_of(target))
+        precision = options.precision or _precision_of(target, fused=options.fused)
+        wanted = _build_options(options, precision)
         record = engine_from_bundle(target, wanted, progress=progress)
     else:
+        if options.fused:
+            raise ConfigError(
+                "--fused for an ONNX file",
+                expected="--fused with a bundle; a file says by its input what it takes",
+                do="leave it out",
+            )
         out = options.out or target.with_suffix(".engine")
         wanted = _build_options(options, options.precision or AS_WRITTEN)
         record = engine_from_onnx(target, out, wanted, progress=progress)
@@ -87,7 +97,7 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
     return 0
 
 
-def _precision_of(folder: Path) -> str:
+def _precision_of(folder: Path, *, fused: bool) -> str:
     """What `Segmenter.open` would run on TensorRT."""
     from engines.bundle import bundle_from_folder
     from engines.bundle_runtime import tensorrt_precision
@@ -98,7 +108,7 @@ def _precision_of(folder: Path) -> str:
             expected="a bundle that `riceseg export` wrote, or an .onnx file",
             do="give one of these",
         )
-    return tensorrt_precision(bundle_from_folder(folder))
+    return tensorrt_precision(bundle_from_folder(folder), fused=fused)
 
 
 def _refuse(options: argparse.Namespace, *names: str) -> None:
@@ -137,6 +147,7 @@ def _build_options(options: argparse.Namespace, precision: str):  # type: ignore
         rtx=True if options.rtx else None,
         batch=options.batch,
         calibration=calibration,
+        fused=options.fused,
     )
 
 
@@ -153,6 +164,7 @@ COMMAND = Command(
         "riceseg build build/segformer-b0 --precision int8",
         "riceseg build model.fp16.onnx --precision fp16 --out model.engine --opt-level 5",
         "riceseg build build/segformer-b0 --rtx            (no GPU needed)",
+        "riceseg build build/rice --precision fp16 --fused  (exported with --fuse-bands)",
         "riceseg build build/segformer-b0 --precision int8 --implicit-int8   (TensorRT up to 10)",
     ),
     add_arguments=add_arguments,

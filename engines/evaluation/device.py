@@ -13,6 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from engines.board import machine_record, package_versions
 from engines.bundle import Bundle, bundle_from_folder
+from engines.bundle_bands import bands_record
 from engines.bundle_runtime import PRECISIONS
 from engines.dataset import Pair, pairs_from_folder
 from engines.errors import ConfigError, DeviceError, GateError, UserError
@@ -205,6 +206,7 @@ def _report_record(
         },
         "mode": request.mode,
         "input_hw": list(bundle.input.hw),
+        "bands": bands_record(bundle.bands),
         "classes": list(bundle.classes),
         "palette": [list(rgb) for rgb in bundle.palette],
         "rows": [*first, *(_with_mode(row, request.mode) for row in rows)],

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (
+    TYPE_CHECKING,
     Callable,
     List,
     NamedTuple,
@@ -23,6 +24,9 @@ from engines.errors import DatasetError, ImageError, InputError
 from engines.evaluation.scores import IGNORE, Scores, confusion_from_labels, scores_from_confusion
 from engines.images import image_from_file, mask_from_file, sha256_of_file
 from engines.resize import Image, Labels, ResizeRule, network_image_from_image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WORST_IMAGES = 6
 
@@ -62,12 +66,14 @@ class Row(NamedTuple):
     """One predictor's result; `agreement` is the percent of pixels equal to the reference's.
 
     The reference is the first predictor, or the recorded labels where those were given; NaN if
-    there was nothing to compare with.
+    there was nothing to compare with. `scores` follow from `confusion`, of all the network's
+    outputs, as `confusion_from_labels` counts.
     """
 
     name: str
     scores: Scores
     agreement: float
+    confusion: NDArray[np.int64]
 
 
 class WorstImage(NamedTuple):
@@ -188,7 +194,7 @@ class _Tally:
     def row(self, num_classes: int) -> Row:
         agreement = 100.0 * self.equal / self.compared if self.compared else float("nan")
         scores = scores_from_confusion(self.confusion, num_classes)
-        return Row(self.predictor.name, scores, agreement)
+        return Row(self.predictor.name, scores, agreement, self.confusion)
 
     def add(self, prediction: Labels, truth: Labels) -> None:
         self.confusion += confusion_from_labels(prediction, truth, self.num_outputs)

@@ -86,7 +86,7 @@ def checked_report(document: Any) -> Dict[str, Any]:
         "report",
         **dict.fromkeys(texts, "text"),
         **dict.fromkeys((*lists, "worst", "input_hw"), "list"),
-        **dict.fromkeys((*objects, *SECTIONS), "object"),
+        **dict.fromkeys((*objects, "bands", *SECTIONS), "object"),
     )
     version = (full["format"], full.get("format_version"))
     require(version == (FORMAT, FORMAT_VERSION), version, "format", f"{FORMAT} version 1")
@@ -137,6 +137,10 @@ def _with_records(full: Dict[str, Any]) -> Dict[str, Any]:
         kinds = {"file": "text", "sha256": "text"}
         items = record["list"] or []
         record["list"] = [checked_record(item, "calibration.list", **kinds) for item in items]
+    if full["bands"] is not None:
+        # `text` is the whole record in words.
+        kinds = dict.fromkeys(("letters", "norm", "text"), "text")
+        full["bands"] = checked_record(full["bands"], "bands", **kinds)
     for name in SECTIONS:
         if full[name] is not None:
             full[name] = checked_section(name, full[name])

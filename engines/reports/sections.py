@@ -1,5 +1,5 @@
-"""The optional parts of a report about INT8: what each layer group costs, how the precision was
-chosen, and what each technique brought.
+"""The optional parts of a report: of INT8 what each layer group costs, how the precision was chosen
+and what each technique brought; and one class against each of the others (`exporter.pairs`).
 
 A drop is in mIoU points, SQNR in dB (see `calibration.output_error`), a range in the tensor's own
 unit; everything else is as in `engines.reports.check`.
@@ -12,6 +12,7 @@ from typing import Any, Dict, Mapping, NamedTuple
 from engines.reports.fields import KINDS, checked_record, require
 
 MAX_ENTRIES = 1_000  # groups, trials or techniques; a real report has fewer than fifty
+MAX_PAIRS = 200_000  # of classes, for each form
 
 _GROUP = {
     **dict.fromkeys(("name", "title"), "name"),
@@ -54,13 +55,18 @@ _TECHNIQUE = {
     **dict.fromkeys(("agreement", "agreement_without"), "percent"),
     "seconds": "amount",
 }
+_PAIR = {
+    **dict.fromkeys(("form", "reference", "other"), "name"),
+    **dict.fromkeys(("acc_reference", "acc_other", "macc", "macc_with_background"), "percent"),
+}
 
 
 class _Entries(NamedTuple):
-    """A list of a section: the kinds of an entry's fields, and which of them must be there."""
+    """A list of a section: the kinds of an entry's fields, which must be there, how many."""
 
     kinds: Mapping[str, str]
     named: str
+    most: int = MAX_ENTRIES
 
 
 class _Section(NamedTuple):
@@ -76,6 +82,7 @@ _SECTIONS = {
     ),
     "techniques": _Section({"images": "count"}, {"rows": _Entries(_TECHNIQUE, "name")}),
     "sensitivity": _Section(_SENSITIVITY, {"groups": _Entries(_GROUP, "name")}),
+    "pairs": _Section({"background": "name"}, {"rows": _Entries(_PAIR, "form", MAX_PAIRS)}),
 }
 SECTIONS = tuple(_SECTIONS)
 
@@ -86,7 +93,7 @@ def checked_section(name: str, section: Any) -> Dict[str, Any]:
     full = checked_record(section, name, **form.kinds, **dict.fromkeys(form.lists, "list"))
     for key, entries in form.lists.items():
         values, where = full[key] or [], f"{name}.{key}"
-        require(len(values) <= MAX_ENTRIES, len(values), where, f"at most {MAX_ENTRIES} entries")
+        require(len(values) <= entries.most, len(values), where, f"at most {entries.most} entries")
         full[key] = [_entry(value, f"{where}[{i}]", entries) for i, value in enumerate(values)]
     return full
 

@@ -76,6 +76,8 @@ def _about(full: Mapping[str, Any], shown: Shown) -> str:
         f"- measured: {full['created']}",
         f"- input: {height}x{width}, {looked_at}",
     ]
+    if full["bands"] and full["bands"]["text"]:
+        lines.append(f"- bands: {full['bands']['text']}")
     if data.get("images"):
         left_out = f", {len(data['skipped'])} left out" if data.get("skipped") else ""
         lines.append(f"- validation: {data['images']} images in {data['folder']}{left_out}")

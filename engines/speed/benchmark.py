@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Ty
 
 import numpy as np
 
+from engines.batches import Batch
 from engines.errors import (
     ConfigError,
     DeviceError,
@@ -24,7 +25,6 @@ from engines.errors import (
     InputError,
     UserError,
 )
-from engines.resize import Image
 from engines.speed.timing import Benchmark, benchmark_predictor, check_counts, peak_memory_mb
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _engine_result(options: argparse.Namespace) -> Benchmark:
         )
 
 
-def _split_of_calls(predictor: TrtPredictor, batch: Image, calls: int) -> Dict[str, Any]:
+def _split_of_calls(predictor: TrtPredictor, batch: Batch, calls: int) -> Dict[str, Any]:
     """Medians of the parts of a call, in ms, and the rate that the GPU's own part would allow."""
     timings = [predictor.timed(batch)[1] for _ in range(calls)]
     compute_ms: List[float] = [timing.compute_ms for timing in timings]
@@ -208,8 +208,8 @@ def _split_of_calls(predictor: TrtPredictor, batch: Image, calls: int) -> Dict[s
     }
 
 
-def _noise(predictor: Any, batch: Optional[int], most: Optional[int]) -> Image:
-    """Images (N, H, W, C) of fixed noise; N is `batch`, the predictor's fixed batch, or 1."""
+def _noise(predictor: Any, batch: Optional[int], most: Optional[int]) -> Batch:
+    """Images (N, H, W, C) of fixed noise, or bands 0..1; N is `batch`, the fixed batch, or 1."""
     fixed: Optional[int] = predictor.fixed_batch
     count = (fixed or 1) if batch is None else batch
     if count < 1 or (fixed is not None and count != fixed) or (most is not None and count > most):
@@ -220,7 +220,10 @@ def _noise(predictor: Any, batch: Optional[int], most: Optional[int]) -> Image:
             do="leave --batch out, or export the model with another --batch",
         )
     shape: Tuple[int, ...] = (count, *predictor.input_hw, predictor.channels)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    noise = np.random.default_rng(0)
+    if predictor.input_dtype == np.float32:
+        return noise.random(shape, dtype=np.float32)
+    return noise.integers(0, 256, shape, dtype=np.uint8)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def engine_form(path: Path) -> Form:
 
     header = header_from_engine(path)
     dla = "" if header.dla is None else f" DLA {header.dla}"
+    dla += " bands" if header.takes_bands else ""
     return Form(
         name=f"{header.runtime} {header.precision.upper()}{dla}",
         precision=header.precision,

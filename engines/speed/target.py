@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from engines.board import machine_record, package_versions
 from engines.bundle import bundle_from_folder
+from engines.bundle_bands import bands_record
 from engines.progress import Progress, SilentProgress
 from engines.reports.report import FORMAT, FORMAT_VERSION
 from engines.speed.benchmark import benchmark_engine, benchmark_onnx
@@ -80,6 +81,7 @@ def benchmark_report(path: Path, rows: Sequence[Dict[str, Any]]) -> Dict[str, An
         checkpoint = bundle.checkpoint
         report["checkpoint"] = {"file": checkpoint.file, "sha256": checkpoint.sha256}
         report["input_hw"] = list(bundle.input.hw)
+        report["bands"] = bands_record(bundle.bands)
         report["classes"] = list(bundle.classes)
         report["palette"] = [list(rgb) for rgb in bundle.palette]
     return report

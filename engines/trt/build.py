@@ -171,6 +171,7 @@ def _header(work: Work, onnx_path: Path, plan: bytes) -> EngineHeader:
         riceseg=_own_version(),
         notes=tuple(work.notes),
         fusion=fusion_of_build(work.nodes, work.log),
+        takes_bands=work.takes_bands,
     )
 
 

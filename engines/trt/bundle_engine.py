@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Iterator, List, NamedTuple, Optional
 from engines.bundle import Bundle, bundle_path
 from engines.cache_folder import cache_folder
 from engines.errors import EngineError, OutputError
+from engines.fused_graphs import graph_key
 from engines.trt.build import FOLDER, BuildOptions, engine_from_bundle, onnx_key
 from engines.trt.engine_file import SUFFIX, header_from_engine
 from engines.trt.engine_header import misfits
@@ -32,13 +33,17 @@ logger = logging.getLogger(__name__)
 
 
 class Shelf(NamedTuple):
-    """Where engines of a bundle are looked for on this machine, and what they must be."""
+    """Where engines of a bundle are looked for on this machine, and what they must be.
+
+    `fused`: those of the graphs that take bands.
+    """
 
     folder: Path
     bundle: Bundle
     precision: str
     tensorrt: TensorRt
     cuda: Cuda
+    fused: bool = False
 
     def places(self) -> List[Path]:
         """The bundle's own folder, and the user's for a bundle that cannot be written to."""
@@ -49,7 +54,11 @@ class Shelf(NamedTuple):
         return places
 
     def options(self) -> BuildOptions:
-        return BuildOptions(precision=self.precision, rtx=self.tensorrt.is_rtx)
+        return BuildOptions(precision=self.precision, rtx=self.tensorrt.is_rtx, fused=self.fused)
+
+    def sources(self) -> List[str]:
+        """Keys of the graphs that an engine may have been built from, the best first."""
+        return [graph_key(key, fused=self.fused) for key in SOURCES[self.precision]]
 
     def fitting(self) -> Tuple[List[Tuple[Path, Path]], List[str]]:
         """(engine, its ONNX file) of all that fit, the best first, and why others do not."""
@@ -62,13 +71,13 @@ class Shelf(NamedTuple):
                 except EngineError as error:
                     others.append(error.got)
                     continue
-                if header.precision != self.precision:
+                if header.precision != self.precision or header.takes_bands != self.fused:
                     continue
                 key, why = self._source_or_misfit(header)
                 if why:
                     others.append(f"{path.name!r} {why}")
                 else:
-                    rank = SOURCES[self.precision].index(key)
+                    rank = self.sources().index(key)
                     onnx = bundle_path(self.folder, self.bundle.files[key].file)
                     found.append((rank, len(found), path, onnx))
         return [(path, onnx) for _, _, path, onnx in sorted(found)], others
@@ -76,7 +85,7 @@ class Shelf(NamedTuple):
     def _source_or_misfit(self, header: EngineHeader) -> Tuple[str, str]:
         """(Key of the ONNX file it was built from, "") or ("", why it is not taken)."""
         files = self.bundle.files
-        keys = [key for key in SOURCES[self.precision] if key in files]
+        keys = [key for key in self.sources() if key in files]
         built_from = [key for key in keys if files[key].sha256 == header.onnx_sha256]
         lines = list(misfits(header, here_from(self.tensorrt, self.cuda)))
         if not built_from:
@@ -99,8 +108,9 @@ def engine_on(
             f"no {shelf.precision} engine for this machine in {str(shelf.folder / FOLDER)!r}"
             + (f" ({'; '.join(others)})" if others else ""),
             expected=f"one built by {shelf.tensorrt} for {shelf.cuda.info.name}",
-            do=f"riceseg build {shelf.folder} --precision {shelf.precision}, or let it be built "
-            "(without --no-build and build=False)",
+            do=f"riceseg build {shelf.folder} --precision {shelf.precision}"
+            + (" --fused" if shelf.fused else "")
+            + ", or let it be built (without --no-build and build=False)",
         )
     with _building_place(shelf) as place:
         # Another process may have built it while this one waited for its turn.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple
 
-from engines.batches import INPUT_NAME
 from engines.cuda.interface import GpuInfo
 from engines.errors import ConfigError
 from engines.trt.api import TensorRt
@@ -137,7 +136,7 @@ def _set_profile(tensorrt: TensorRt, builder: Any, config: Any, inputs: BuildInp
     profile = None
     if found.batch is None:
         shapes = [(size, *found.hw, found.channels) for size in inputs.batch]
-        profile = tensorrt.add_profile(builder, config, name=INPUT_NAME, shapes=shapes)
+        profile = tensorrt.add_profile(builder, config, name=found.name, shapes=shapes)
     if inputs.calibrator is not None:
         config.int8_calibrator = inputs.calibrator
         if profile is not None:

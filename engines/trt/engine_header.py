@@ -51,7 +51,7 @@ class EngineHeader:
     ahead of time by TensorRT-RTX). `dla` is the core it runs on. A `stripped` engine needs the
     weights of its ONNX file before it runs. `cuda_version` is the newest that the builder's driver
     supports, `platform` the system and processor, "linux-aarch64". `fusion` is None in files of
-    before it was there.
+    before it was there. An engine that `takes_bands` composes them into images by itself.
     """
 
     onnx_file: str
@@ -75,6 +75,7 @@ class EngineHeader:
     riceseg: str
     notes: Tuple[str, ...] = ()
     fusion: Optional[FusionCounts] = None
+    takes_bands: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def rebuild_command(header: EngineHeader, path: Path) -> str:
     words += ["--hardware-compatible"] if header.hardware_compatible else []
     words += [f"--dla {header.dla}"] if header.dla is not None else []
     words += ["--strip-weights"] if header.stripped else []
+    words += ["--fused"] if header.takes_bands and source != header.onnx_file else []
     return " ".join(words)
 
 
@@ -224,6 +226,7 @@ def header_from_json(text: bytes, file_name: str = "") -> EngineHeader:
         riceseg=root["riceseg"].text(),
         notes=tuple(note.text(2_000) for note in root["notes"].entries(0, 100)),
         fusion=root["fusion"].or_none(_fusion) if "fusion" in root.record() else None,
+        takes_bands="takes_bands" in root.record() and root["takes_bands"].flag(),
     )
 
 

@@ -6,9 +6,8 @@ import contextlib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Dict, Mapping
 
-from engines.batches import INPUT_NAME
+from engines.batches import Batch
 from engines.errors import ConfigError, EngineError
-from engines.resize import Image
 from engines.trt.fusion import fusion_from_layers, fusion_without_layers
 from engines.trt.log import errors_text
 from engines.trt.session import Session, errors_of
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 UNTIMED_RUNS = 3  # The first settles what TensorRT puts off until then.
 
 
-def session_fusion(session: Session, slot: Slot, images: Image, runs: int) -> Dict[str, Any]:
+def session_fusion(session: Session, slot: Slot, images: Batch, runs: int) -> Dict[str, Any]:
     """`fusion_from_layers` of a session's engine, timed in `runs` runs of `images` in `slot`.
 
     What TensorRT does not tell, or fails to, is a note. ConfigError for less than one run.
@@ -31,7 +30,7 @@ def session_fusion(session: Session, slot: Slot, images: Image, runs: int) -> Di
             f"{runs} runs to time layers in", expected="1 or more", do="leave runs out"
         )
     built = session.header.fusion
-    shapes = {INPUT_NAME: images.shape}
+    shapes = {session.ports[0].name: images.shape}
     addresses = {port.name: slot.address(port.name) for port in session.ports}
     times_ms: Dict[str, float] = {}
     failure = ""

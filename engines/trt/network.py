@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from engines.batches import INPUT_NAME, LOGITS_NAME, OUTPUT_NAME
+from engines.batches import BANDS_NAME, INPUT_NAME, LOGITS_NAME, OUTPUT_NAME
 from engines.bundle_fields import EXPORT_AGAIN
 from engines.errors import BundleError, GraphError
 from engines.trt.api import TensorRt
@@ -32,12 +32,21 @@ _NOT_HELD = ("CONSTANT", "CAST", "QUANTIZE", "DEQUANTIZE", "SHAPE", "ASSERTION")
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """The shape of `image`, `batch` None where it is free, and the names of the outputs."""
+    """The shape of the input, `batch` None where it is free, and the names of the outputs.
+
+    `name` is "image", or "bands" of a graph that composes by itself.
+    """
 
     batch: Optional[int]
     hw: Tuple[int, int]
     channels: int
     outputs: Tuple[str, ...] = ()
+    name: str = INPUT_NAME
+
+    @property
+    def takes_bands(self) -> bool:
+        """Whether the graph composes bands by itself."""
+        return self.name == BANDS_NAME
 
 
 @dataclass(frozen=True)
@@ -125,8 +134,8 @@ def _from_log(number: int, errors: Sequence[str]) -> Tuple[str, str]:
 def checked_input(network: Any, onnx_path: Path, tensorrt: TensorRt) -> NetworkInput:
     """The network's input, after checking what the runtime relies on.
 
-    That is one input `image`, uint8 (N, H, W, C) with fixed H, W and C, and the outputs `labels`
-    (uint8), `logits` (float32) or both. Raises GraphError for another graph.
+    That is one input `image`, uint8, or `bands`, float32, (N, H, W, C) with fixed H, W and C, and
+    the outputs `labels` (uint8), `logits` (float32) or both. Raises GraphError for another graph.
     """
     names = tensorrt.module.DataType
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -135,17 +144,18 @@ def checked_input(network: Any, onnx_path: Path, tensorrt: TensorRt) -> NetworkI
     }
     found = ", ".join(f"{shortened(t.name)} {t.dtype} {tuple(t.shape)}" for t in inputs[:MAX_SHOWN])
     shape = tuple(inputs[0].shape) if len(inputs) == 1 else ()
+    kinds = {INPUT_NAME: names.UINT8, BANDS_NAME: names.FLOAT}
     if (
         len(shape) != 4
-        or inputs[0].name != INPUT_NAME
-        or inputs[0].dtype != names.UINT8
+        or inputs[0].dtype != kinds.get(inputs[0].name)
         or min(shape[1:]) < 1
         or shape[0] == 0
     ):
         raise _wrong_graph(
             onnx_path,
             f"the inputs: {found or 'none'}",
-            f"one input {INPUT_NAME!r} of uint8 (N, H, W, C) with fixed H, W and C; N not 0",
+            f"one input {INPUT_NAME!r} of uint8 or {BANDS_NAME!r} of float32, (N, H, W, C) with "
+            "fixed H, W and C; N not 0",
         )
     types = {OUTPUT_NAME: names.UINT8, LOGITS_NAME: names.FLOAT}
     if not outputs or any(t.dtype != types.get(name) for name, t in outputs.items()):
@@ -158,7 +168,11 @@ def checked_input(network: Any, onnx_path: Path, tensorrt: TensorRt) -> NetworkI
             f"{OUTPUT_NAME!r} of uint8, {LOGITS_NAME!r} of float32, or both",
         )
     return NetworkInput(
-        None if shape[0] < 0 else shape[0], (shape[1], shape[2]), shape[3], tuple(sorted(outputs))
+        None if shape[0] < 0 else shape[0],
+        (shape[1], shape[2]),
+        shape[3],
+        tuple(sorted(outputs)),
+        str(inputs[0].name),
     )
 
 
@@ -168,6 +182,7 @@ def check_contract(found: NetworkInput, contract: Contract, onnx_path: Path) -> 
     differences = [
         f"{what} {said} where the graph has {has}"
         for what, said, has in (
+            ("the input", contract.name, found.name),
             ("a size of", contract.hw, found.hw),
             ("channels:", contract.channels, found.channels),
             ("a batch of", list(contract.batch), list(fixed)),
@@ -226,7 +241,9 @@ def hold_in_fp32(
             continue
         outputs = list(_outputs(layer))
         floats = [i for i, tensor in enumerate(outputs) if tensor.dtype == float32]
-        if (named or typed) and floats:
+        # A comparison gives BOOL; the numbers that it compares would be rounded all the same.
+        compares = named and any(tensor.dtype == float32 for tensor in _inputs(layer))
+        if ((named or typed) and floats) or compares:
             layer.precision = float32
             for index in floats:
                 layer.set_output_type(index, float32)
@@ -243,15 +260,12 @@ def largest_layer_bytes(network: Any, batch: int) -> int:
     """Bytes of all inputs and outputs of the layer that has most of them, at `batch` images."""
     largest = 0
     for layer in _layers(network):
-        tensors: List[Any] = [layer.get_input(i) for i in range(layer.num_inputs)]
-        tensors += _outputs(layer)
+        tensors: List[Any] = [*_inputs(layer), *_outputs(layer)]
         largest = max(largest, sum(_bytes(tensor, batch) for tensor in tensors))
     return largest
 
 
 def _bytes(tensor: Any, batch: int) -> int:
-    if tensor is None:
-        return 0
     try:
         sides = tuple(tensor.shape)
     except ValueError:  # Of a shape that is not known, pybind11's __len__ is negative.
@@ -264,6 +278,12 @@ def _bytes(tensor: Any, batch: int) -> int:
 
 def _layers(network: Any) -> Iterator[Any]:
     return (network.get_layer(index) for index in range(network.num_layers))
+
+
+def _inputs(layer: Any) -> Iterator[Any]:
+    """Without those that are left out, which are None."""
+    tensors = (layer.get_input(index) for index in range(layer.num_inputs))
+    return (tensor for tensor in tensors if tensor is not None)
 
 
 def _outputs(layer: Any) -> Iterator[Any]:

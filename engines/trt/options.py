@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
+from engines.batches import INPUT_NAME
 from engines.errors import ConfigError
 from engines.resize import ResizeRule
 
@@ -32,12 +33,13 @@ class Calibration:
 
 
 class Contract(NamedTuple):
-    """What a bundle says of its graph; `batch` is (smallest, usual, largest)."""
+    """What a bundle says of a graph; `batch` is (smallest, usual, largest), `name` the input's."""
 
     hw: Tuple[int, int]
     channels: int
     batch: Tuple[int, int, int]
     outputs: Tuple[str, ...]
+    name: str = INPUT_NAME
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class BuildOptions:
     `batch` is (smallest, usual, largest) for an ONNX file whose batch is free, `fp32_nodes` names
     ONNX nodes that a weakly typed build holds in FP32; a bundle brings both along, and its
     `contract`, which the graph is compared with. `precision` AS_WRITTEN is for an ONNX file.
+    `fused` takes a bundle's graph that composes bands by itself.
     """
 
     precision: str = "fp16"
@@ -68,6 +71,7 @@ class BuildOptions:
     fp32_nodes: Tuple[str, ...] = ()
     calibration: Optional[Calibration] = None
     contract: Optional[Contract] = None
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in (*PRECISIONS, AS_WRITTEN):
@@ -95,6 +99,8 @@ class BuildOptions:
                 expected="--precision int8",
                 do="add --precision int8, or leave --implicit-int8 out",
             )
+        if self.implicit_int8 and self.fused:
+            raise implicit_bands_error("--implicit-int8 with --fused")
         if self.dla is not None and self.precision == "fp32":
             raise ConfigError(
                 f"--dla {self.dla} with --precision fp32",
@@ -110,3 +116,12 @@ def _check_range(option: str, value: Optional[int], low: int, high: int) -> None
             expected=f"a whole number from {low} to {high}",
             do="choose one in that range",
         )
+
+
+def implicit_bands_error(got: str) -> ConfigError:
+    """Implicit INT8 calibrates on images and knows no range of a tensor that composes."""
+    return ConfigError(
+        got,
+        expected="a graph that takes composed images, or INT8 from the ONNX file's Q/DQ",
+        do="leave one of them out",
+    )

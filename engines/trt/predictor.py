@@ -1,4 +1,6 @@
-"""A TensorRT engine as a predictor: uint8 images in, uint8 labels out, on the GPU."""
+"""A TensorRT engine as a predictor: uint8 images or float32 bands in, uint8 labels out, on the
+GPU.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,10 @@ from typing import (
 
 import numpy as np
 
-from engines.batches import LOGITS_NAME, check_batch, closed_error, padded, pieces
+from engines.batches import LOGITS_NAME, Batch, check_batch, closed_error, padded, pieces
 from engines.errors import EngineError
 from engines.evaluation.evaluate import Prediction
-from engines.resize import Image, Labels, ResizeRule, labels_at_image_size
+from engines.resize import Labels, ResizeRule, labels_at_image_size
 from engines.trt.api import load_tensorrt
 from engines.trt.engine_file import onnx_of_engine, plan_from_engine
 from engines.trt.engine_header import Here, check_fits, platform_text
@@ -59,14 +61,16 @@ class TrtPredictor:
     """One engine on this machine's GPU.
 
     The engine takes `image`, (N, H, W, C) uint8, and gives `labels`, (N, H, W) uint8, or `logits`,
-    (N, K, H, W) float32, or both. All methods may be called from several threads at once; runs take
-    turns. Buffers are allocated once, for the largest batch, in pinned memory; on a GPU that shares
-    the host's DRAM (every Jetson) they are mapped and nothing is copied. With a fixed batch the run
-    is a CUDA graph where the binding and the engine can.
+    (N, K, H, W) float32, or both. One built from a graph of `--fuse-bands` takes `bands` instead,
+    (N, h, w, B) float32, the measured values of scenes. All methods may be called from several
+    threads at once; runs take turns. Buffers are allocated once, for the largest batch, in pinned
+    memory; on a GPU that shares the host's DRAM (every Jetson) they are mapped and nothing is
+    copied. With a fixed batch the run is a CUDA graph where the binding and the engine can.
 
     Attributes: `path`, `name` (shown in tables), `runtime` ("TensorRT 10.3.0 on Orin"), `header`,
-    `input_hw` in pixels, `channels`, `fixed_batch` (None when N is free), `max_batch` of one run,
-    `has_logits`, `notes` (what is not as fast as it could be, and why).
+    `input_hw` in pixels, `channels`, `input_dtype` (uint8, or float32 for bands), `output_hw`,
+    `fixed_batch` (None when N is free), `max_batch` of one run, `has_logits`, `notes` (what is not
+    as fast as it could be, and why).
 
     An engine is native code: load only what you or somebody you trust has built.
     """
@@ -122,6 +126,7 @@ class TrtPredictor:
         session = self._session
         self._lanes = Lanes(session, lock=self._lock, lender=self._slot, owned=self._owned)
         self.input_hw, self.channels = session.input_hw, session.channels
+        self.input_dtype, self.output_hw = session.input_dtype, session.output_hw
         self.fixed_batch, self.max_batch = session.fixed_batch, session.max_batch
         self.has_logits = session.has_logits
         # Also without `close`, at the latest when the interpreter ends, and then before TensorRT's
@@ -134,8 +139,8 @@ class TrtPredictor:
         refusal = self._session.graph_refusal
         return [f"no CUDA graph: {refusal}"] if refusal else []
 
-    def labels(self, batch: Image) -> Labels:
-        """Labels (N, H, W) uint8, newly allocated, of a batch (N, H, W, C) uint8 that is only read.
+    def labels(self, batch: Batch) -> Labels:
+        """Labels (N, H, W) uint8, newly allocated, of a batch (N, H, W, C) that is only read.
 
         N may be any number above 0: more than `max_batch` images take several runs.
         Raises InputError for another dtype or shape and after `close`, EngineError or DeviceError
@@ -147,7 +152,7 @@ class TrtPredictor:
         )
         return labels
 
-    def logits(self, batch: Image) -> Any:
+    def logits(self, batch: Batch) -> Any:
         """Logits (N, K, H, W) float32, newly allocated; EngineError for an engine without them."""
         if not self.has_logits:
             raise EngineError(
@@ -163,18 +168,18 @@ class TrtPredictor:
         )
 
     def predict(
-        self, network_image: Image, image_hw: Tuple[int, int], rule: ResizeRule
+        self, network_image: Batch, image_hw: Tuple[int, int], rule: ResizeRule
     ) -> Prediction:
         """Labels of one network-sized image (H, W, C), there and at the image's own size."""
         network = self.labels(network_image[np.newaxis])[0]
         return Prediction(network=network, image=labels_at_image_size(network, image_hw, rule))
 
-    def timed(self, batch: Image) -> Tuple[Labels, Timing]:
+    def timed(self, batch: Batch) -> Tuple[Labels, Timing]:
         """`labels` and where the time went; of several runs the sum."""
         started = time.perf_counter()
         parts = (0.0, 0.0, 0.0)
 
-        def run(images: Image) -> Labels:
+        def run(images: Batch) -> Labels:
             nonlocal parts
             labels, spent = self._timed_run(images)
             parts = (parts[0] + spent[0], parts[1] + spent[1], parts[2] + spent[2])
@@ -183,7 +188,7 @@ class TrtPredictor:
         labels = self._in_pieces(batch, run)
         return labels, Timing(*parts, end_to_end_ms=(time.perf_counter() - started) * 1000.0)
 
-    def fusion(self, batch: Image, *, runs: int = 20) -> Dict[str, Any]:
+    def fusion(self, batch: Batch, *, runs: int = 20) -> Dict[str, Any]:
         """Fused attention blocks and LayerNorms, reformat layers, the slowest layers: see
         `engines.trt.fusion.fusion_from_layers`.
 
@@ -193,13 +198,13 @@ class TrtPredictor:
         from engines.trt.layer_audit import session_fusion
 
         self._check_open()
-        check_batch(batch, self.input_hw, self.channels)
+        check_batch(batch, self.input_hw, self.channels, dtype=self.input_dtype)
         images = padded(batch[: self.max_batch], self.fixed_batch or 0)
         with self._lock:
             self._check_open()
             return session_fusion(self._session, self._slot, images, runs)
 
-    def stream(self, batches: Iterable[Image]) -> Iterator[Labels]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[Labels]:
         """`labels` of each batch, in order, with copies, computing and `batches` overlapped.
 
         `batches` is iterated in a thread of its own, up to two runs and one batch ahead: what it
@@ -243,13 +248,13 @@ class TrtPredictor:
         if not self._release.alive:
             raise closed_error(self.name)
 
-    def _in_pieces(self, batch: Image, run: Callable[[Image], Any]) -> Any:
+    def _in_pieces(self, batch: Batch, run: Callable[[Batch], Any]) -> Any:
         self._check_open()
-        check_batch(batch, self.input_hw, self.channels)
+        check_batch(batch, self.input_hw, self.channels, dtype=self.input_dtype)
         parts = [run(images) for images in pieces(batch, self.max_batch)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _run(self, images: Image, output: str, read: Callable[[str, Slot, int], Any]) -> Any:
+    def _run(self, images: Batch, output: str, read: Callable[[str, Slot, int], Any]) -> Any:
         """One run in the compute stream; `read` makes the result of the first len(images)."""
         batch = padded(images, self.fixed_batch or 0)
         with self._lock:
@@ -263,7 +268,7 @@ class TrtPredictor:
             stream.synchronize()
             return read(output, slot, len(images))
 
-    def _timed_run(self, images: Image) -> Tuple[Labels, Tuple[float, float, float]]:
+    def _timed_run(self, images: Batch) -> Tuple[Labels, Tuple[float, float, float]]:
         """As `_run`, with an event between the parts."""
         batch = padded(images, self.fixed_batch or 0)
         with self._lock:
@@ -291,7 +296,7 @@ class TrtPredictor:
             )
             return labels, spent
 
-    def _streamed(self, batches: Iterable[Image]) -> Iterator[Labels]:
+    def _streamed(self, batches: Iterable[Batch]) -> Iterator[Labels]:
         with self._lock:
             self._check_open()
             run = self._lanes.open_run()

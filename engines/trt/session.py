@@ -10,11 +10,11 @@ import contextlib
 import hashlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Deque, Iterator, NoReturn, Optional, Sequence, Tuple
 
 import numpy as np
 
-from engines.batches import INPUT_NAME, LOGITS_NAME, OUTPUT_NAME
+from engines.batches import BANDS_NAME, INPUT_DTYPES, INPUT_NAME, LOGITS_NAME, OUTPUT_NAME
 from engines.errors import DeviceError, EngineError
 from engines.trt.engine_header import BUILD_AGAIN
 from engines.trt.log import MessageLog, errors_text, listening, process_logger
@@ -47,8 +47,9 @@ class Session:
     and be destroyed later, in no context and after what it depends on.
 
     Attributes: `ports` (the input first), `output` (the one that labels come from), `input_hw`,
-    `channels`, `fixed_batch` (None if free), `max_batch`, `stream`, `graph_refusal` (why there is
-    no CUDA graph, "" while there is one), `plan_bytes`.
+    `channels`, `input_dtype`, `output_hw` (another than `input_hw` only for an engine that takes
+    bands), `fixed_batch` (None if free), `max_batch`, `stream`, `graph_refusal` (why there is no
+    CUDA graph, "" while there is one), `plan_bytes`.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class Session:
             stack.callback(self.stream.destroy)
             self._owned = stack.pop_all()
         height, width, self.channels = self.ports[0].shape
-        self.input_hw = (height, width)
+        self.input_hw, self.input_dtype = (height, width), self.ports[0].dtype
         names = [port.name for port in self.ports]
         self.has_logits = LOGITS_NAME in names
         self.output = OUTPUT_NAME if OUTPUT_NAME in names else LOGITS_NAME
+        self.output_hw: Tuple[int, ...] = self.ports[-1].shape[-2:]  # the same of every output
 
     def new_slot(self, *, mapped: bool, lender: Optional[Slot] = None) -> Slot:
         """Buffers for the largest batch; with a CUDA graph where one can be had."""
@@ -192,47 +194,57 @@ class Session:
             self._refused(f"which does not take the weights of {onnx.name!r}", errors)
 
     def _checked_ports(self) -> Tuple[Port, ...]:
-        """The contract: `image` uint8 NHWC in; `labels` uint8 NHW, `logits` float32 NKHW out."""
-        module = self._tensorrt.module
+        """The contract: `image` uint8 or `bands` float32, NHWC, in; `labels` uint8 NHW, `logits`
+        float32 NKHW out, of the image's size. Scenes of bands may have another than the labels.
+        """
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        found = {}
-        described: List[str] = []
-        for name in names:
-            shape = tuple(int(side) for side in self._engine.get_tensor_shape(name))
-            kind = self._engine.get_tensor_dtype(name)
-            is_input = self._engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
-            found[name] = (is_input, kind, shape)
-            described.append(f"{'input' if is_input else 'output'} {name} {kind} {shape}")
-        image = found.get(INPUT_NAME, (False, None, ()))
-        size, area = image[2][:1], image[2][1:3]
+        given = BANDS_NAME if BANDS_NAME in names else INPUT_NAME
+        data = self._tensorrt.module.DataType
+        kinds = {INPUT_NAME: data.UINT8, BANDS_NAME: data.FLOAT}
         rules = {
-            INPUT_NAME: (True, module.DataType.UINT8, np.uint8, 4),
-            OUTPUT_NAME: (False, module.DataType.UINT8, np.uint8, 3),
-            LOGITS_NAME: (False, module.DataType.FLOAT, np.float32, 4),
+            given: (True, kinds[given], INPUT_DTYPES[given], 4),
+            OUTPUT_NAME: (False, data.UINT8, np.uint8, 3),
+            LOGITS_NAME: (False, data.FLOAT, np.float32, 4),
         }
-        good = INPUT_NAME in found and (OUTPUT_NAME in found or LOGITS_NAME in found)
+        found = {name: self._port_kind(name) for name in names}
+        shapes = {name: shape for name, (_, _, shape) in found.items()}
+        good = given in found and (OUTPUT_NAME in found or LOGITS_NAME in found)
         for name, (is_input, kind, shape) in found.items():
             rule = rules.get(name)
             good = good and rule is not None and (is_input, kind) == rule[:2]
             good = good and rule is not None and len(shape) == rule[3]
-            good = good and min(shape[1:]) > 0 and shape[:1] == size
-            good = good and (name == INPUT_NAME or shape[-2:] == area)
+            good = good and min(shape[1:]) > 0 and shape[:1] == shapes[given][:1]
+        areas = {shape[-2:] for name, shape in shapes.items() if name != given}
+        good = good and len(areas) == 1
+        good = good and (given == BANDS_NAME or areas == {shapes[given][1:3]})
         if not good:
+            described = "; ".join(
+                f"{'input' if is_input else 'output'} {name} {kind} {shape}"
+                for name, (is_input, kind, shape) in found.items()
+            )
             raise EngineError(
-                f"{self.path.name!r} with {'; '.join(described) or 'no input and no output'}",
-                expected="image uint8 (N, H, W, C) in; labels uint8 (N, H, W) and/or logits "
-                "float32 (N, K, H, W) out; H, W and C fixed",
+                f"{self.path.name!r} with {described or 'no input and no output'}",
+                expected="image uint8 (N, H, W, C) in, or bands float32 (N, h, w, B); labels uint8 "
+                "(N, H, W) and/or logits float32 (N, K, H, W) out; all but N fixed",
                 do="build it from an ONNX file that `riceseg export` wrote",
             )
-        order = sorted(names, key=lambda name: name != INPUT_NAME)
-        return tuple(Port(name, rules[name][2], found[name][2][1:]) for name in order)
+        order = sorted(names, key=lambda name: name != given)
+        return tuple(Port(name, rules[name][2], shapes[name][1:]) for name in order)
+
+    def _port_kind(self, name: str) -> Tuple[bool, Any, Tuple[int, ...]]:
+        """(whether it is an input, TensorRT's type, shape)."""
+        mode = self._engine.get_tensor_mode(name)
+        is_input = bool(mode == self._tensorrt.module.TensorIOMode.INPUT)
+        shape = tuple(int(side) for side in self._engine.get_tensor_shape(name))
+        return is_input, self._engine.get_tensor_dtype(name), shape
 
     def _batches(self) -> Tuple[Optional[int], int]:
         """(fixed batch or None, largest batch)."""
-        size = int(self._engine.get_tensor_shape(INPUT_NAME)[0])
+        name = self.ports[0].name
+        size = int(self._engine.get_tensor_shape(name)[0])
         if size > 0:
             return size, size
-        shapes = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+        shapes = self._engine.get_tensor_profile_shape(name, 0)
         low, high = int(shapes[0][0]), int(shapes[-1][0])
         return (high if low == high else None), high
 
@@ -242,7 +254,7 @@ class Session:
         self._bound = None
         with errors_of(self._tensorrt) as errors, self.cuda.current():
             shape = (count, *self.ports[0].shape)
-            done = self._context.set_input_shape(INPUT_NAME, shape) and all(
+            done = self._context.set_input_shape(self.ports[0].name, shape) and all(
                 self._context.set_tensor_address(port.name, slot.address(port.name))
                 for port in self.ports
             )

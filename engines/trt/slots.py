@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 
 import numpy as np
 
-from engines.resize import Image
+from engines.batches import Batch
 
 if TYPE_CHECKING:
     from engines.cuda.interface import Cuda, DeviceBuffer, Graph, HostBuffer, Stream
@@ -64,7 +64,7 @@ class Slot:
             )
             self._owned = stack.pop_all()
 
-    def fill(self, images: Image) -> None:
+    def fill(self, images: Batch) -> None:
         """Write the input of a run of len(images) images, at most `batch`."""
         target = self._view(self.input.name, len(images))
         np.copyto(target, images)

@@ -11,6 +11,7 @@ from typing import Any, Iterator, List, Optional, Tuple
 
 from engines.cuda.interface import Cuda
 from engines.errors import ConfigError, EngineError
+from engines.fused_graphs import NODE_PREFIX
 from engines.progress import Progress
 from engines.trt.api import TensorRt
 from engines.trt.calibrator import (
@@ -37,7 +38,7 @@ from engines.trt.network import (
     onnx_nodes,
     precision_in,
 )
-from engines.trt.options import AS_WRITTEN, BuildOptions, Calibration
+from engines.trt.options import AS_WRITTEN, BuildOptions, Calibration, implicit_bands_error
 from engines.trt.places import beside, bytes_of_onnx, replace_file
 from engines.trt.timing_cache import default_timing_cache, load_timing_cache, save_timing_cache
 
@@ -49,7 +50,8 @@ class Work:
     """What every stage of one build needs.
 
     `notes` go into the header, `nodes` are the graph's, `onnx_sha256` is of the bytes that were
-    parsed. Options AS_WRITTEN get the graph's precision when it is known.
+    parsed. Options AS_WRITTEN get the graph's precision when it is known. `takes_bands` too is the
+    graph's.
     """
 
     tensorrt: TensorRt
@@ -62,6 +64,7 @@ class Work:
     notes: List[str] = field(default_factory=list)
     nodes: Tuple[str, ...] = ()
     onnx_sha256: str = ""
+    takes_bands: bool = False
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -80,11 +83,13 @@ def plan_from_onnx(work: Work, onnx_path: Path, out_path: Path) -> bytes:
         found = checked_input(network, onnx_path, tensorrt)
         if work.options.contract is not None:
             check_contract(found, work.options.contract, onnx_path)
-        work.nodes = onnx_nodes(network, tensorrt)
+        if found.takes_bands and work.options.implicit_int8:
+            raise implicit_bands_error(f"--implicit-int8 for {onnx_path.name!r}, which takes bands")
+        work.nodes, work.takes_bands = onnx_nodes(network, tensorrt), found.takes_bands
         batch = _batch_range(work.options, found)
         _check_precision(work, precision_in(network, tensorrt), onnx_path)
         workspace = _forecast(work, network, onnx_path, batch[2])
-        fp32_layers = _hold(work, network)
+        fp32_layers = _hold(work, network, found)
     monitor = None
     if tensorrt.has_progress_monitor():
         monitor = build_monitor(tensorrt, work.progress, interruption)
@@ -218,9 +223,12 @@ def _forecast(work: Work, network: Any, onnx_path: Path, batch: int) -> Optional
     return workspace_bytes(work.options.workspace_mb, free)
 
 
-def _hold(work: Work, network: Any) -> bool:
+def _hold(work: Work, network: Any, found: NetworkInput) -> bool:
     """Hold in FP32 what must stay so where types are only hints; returns whether that is asked."""
     nodes, typed = work.options.fp32_nodes, precision_in(network, work.tensorrt) == "fp16"
+    if found.takes_bands and work.options.precision != "fp32":
+        # FP16 has 11 bits: limits and scale of a band of 16 bits would move by whole grey levels.
+        nodes += tuple(node for node in work.nodes if node.startswith(NODE_PREFIX))
     if work.tensorrt.strongly_typed_only() or not (nodes or typed):
         return False
     missing = hold_in_fp32(network, work.tensorrt, nodes=nodes, typed=typed)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Iterable, Iterator, List, NamedTuple, Optional
 import numpy as np
 
 from engines.background import Background
-from engines.batches import check_batch, closed_error, padded, pieces
-from engines.resize import Image, Labels
+from engines.batches import Batch, check_batch, closed_error, padded, pieces
+from engines.resize import Labels
 from engines.trt.slots import Slot
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class StreamRun:
         self._stopped = False
         self._waiting = threading.Lock()
 
-    def results(self, batches: Iterable[Image]) -> Iterator[Labels]:
+    def results(self, batches: Iterable[Batch]) -> Iterator[Labels]:
         """Labels of each batch in order; an error of `batches` is raised after those before it."""
         name = f"stream of {self._session.path.name}"
         feed = Background(self._tickets(batches), ahead=len(self.slots), name=name)
@@ -84,10 +84,10 @@ class StreamRun:
         with self._waiting:
             pass
 
-    def _tickets(self, batches: Iterable[Image]) -> Iterator[Ticket]:
+    def _tickets(self, batches: Iterable[Batch]) -> Iterator[Ticket]:
         session = self._session
         for batch in batches:
-            check_batch(batch, session.input_hw, session.channels)
+            check_batch(batch, session.input_hw, session.channels, dtype=session.input_dtype)
             left = len(batch)
             for images in pieces(batch, session.max_batch):
                 left -= len(images)
@@ -100,7 +100,7 @@ class StreamRun:
                     self._enqueue(slot, images)
                 yield Ticket(slot, len(images), left == 0)
 
-    def _enqueue(self, slot: Slot, images: Image) -> None:
+    def _enqueue(self, slot: Slot, images: Batch) -> None:
         session, copies = self._session, self._copies
         images = padded(images, session.fixed_batch or 0)
         count = len(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ Examples:
   riceseg evaluate best.pth --data data/val --size 512x512
   riceseg evaluate build/best/model.int8.onnx --data data/val --out report
   riceseg evaluate best.pth --data data/val --mode slide --tta ms+flip
+  riceseg evaluate build/best --data data/val --pairs normal
 """
 
 
@@ -63,6 +65,13 @@ Examples:
     help="What images are brought to first, ratio kept, for --mode slide and --tta ms."
     "  [default: as recorded, else their own size]",
 )
+@click.option(
+    "--pairs",
+    multiple=True,
+    metavar="CLASS",
+    help="Also this class against each of the others by mean accuracy: normal against every"
+    " disorder. May be given several times.",
+)
 @click.option("--out", type=PATH, help="Write report.json and report.html into this folder.")
 @load_options
 @data_options
@@ -77,6 +86,7 @@ def evaluate(target: Path, val: Path, masks: Path | None, **values: Any) -> None
     from exporter.report import write_report
 
     data = data_options_from(values, calib=None, val=val, val_masks=masks)
+    data = replace(data, pairs=values["pairs"])
     inference = Inference(**{name: values[name] for name in _INFERENCE})
     report, strips = evaluate_target(
         target, data, load_options_from(values), size=values["size"], inference=inference,

@@ -11,6 +11,7 @@ import click
 
 from engines.errors import ConfigError, GateError
 from engines.progress import Progress
+from exporter.commands.band_options import band_options, band_recipe_from
 from exporter.commands.models import complete_dataset, complete_model
 from exporter.commands.options import (
     PATH,
@@ -40,6 +41,7 @@ Examples:
   riceseg export --checkpoint best.pth --target jetpack5 --fp16
   riceseg export --checkpoint best.pth --fp16 --val data --keep-reference
   riceseg export --checkpoint best.pth --fp16 --target rtx --engine
+  riceseg export --checkpoint rice.pth --bands GNE --fuse-bands
 
 
 --precision auto tries these in turn and takes the first that loses at most
@@ -130,6 +132,17 @@ Examples:
 )
 @click.option("--output", type=click.Choice(["labels", "logits", "both"]), help="[default: labels]")
 @click.option("--dynamic-batch", type=BatchRange(), help="Free batch size.  [default: fixed, 1]")
+@band_options
+@click.option(
+    "--fuse-bands",
+    is_flag=True,
+    help="Also write graphs that take float bands, and compose them by themselves.",
+)
+@click.option(
+    "--scene-size",
+    type=Size(),
+    help="Of the scenes for --fuse-bands.  [default: that of the network's input]",
+)
 @click.option("--target", type=click.Choice(list(TARGETS)), help="The device; see below.")
 @click.option("--opset", type=int, help="ONNX opset.  [default: 17; 16 for jetpack5]")
 @click.option(
@@ -137,6 +150,12 @@ Examples:
     default=None,
     help="Mask2Former's attention by GridSample, or without it for a TensorRT that misreads it."
     "  [default: GridSample at opset 16 to 19]",
+)
+@click.option(
+    "--mask-products",
+    type=click.Choice(["input", "quarter"]),
+    help="Where Mask2Former multiplies classes and masks; quarter: a sixteenth of the work, and"
+    " other labels at some edges, which the report counts.  [default: input]",
 )
 @click.option(
     "--max-drop",
@@ -220,6 +239,7 @@ def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
             batch=values["dynamic_batch"] or (1, 1, 1),
             opset=values["opset"],
             grid_sample=values["grid_sample"],
+            mask_products=values["mask_products"],
         ),
         data=data_options_from(
             values, calib=values["calib"], val=values["val"], val_masks=values["val_masks"]
@@ -240,6 +260,9 @@ def _request(values: dict[str, Any], checkpoint: Path) -> ExportRequest:
         max_drop=values["max_drop"],
         runs=values["runs"],
         overwrite=values["overwrite"],
+        bands=band_recipe_from(values),
+        fuse_bands=values["fuse_bands"],
+        scene_hw=values["scene_size"],
     )
 
 

@@ -152,6 +152,18 @@ def image_options(function: Command) -> Command:
     )  # fmt: skip
 
 
+def ray_option(function: Command) -> Command:
+    """`ray`, the address of a cluster or None."""
+    return _add(
+        [
+            click.option("--ray", metavar="ADDRESS",
+                         help="Spread the work over this Ray cluster: auto, or HOST:PORT. Its"
+                              " machines must have riceseg and see the same folders."),
+        ],
+        function,
+    )  # fmt: skip
+
+
 def data_options(function: Command) -> Command:
     """How odd images and masks are treated; the folders themselves differ between commands."""
     return _add(

@@ -13,6 +13,7 @@ from engines.progress import printable
 from engines.reports.report import checked_report
 from exporter.int8_tables import int8_parts
 from exporter.live import scores_table
+from exporter.pairs import pairs_table
 
 if TYPE_CHECKING:
     from engines.trt.build import BuildRecord
@@ -28,8 +29,12 @@ def table_console() -> Console:
 def show_report(report: Mapping[str, Any], folder: Path | None) -> None:
     """The tables of what was compared, searched and tried, the verdict and where to read on."""
     table_console().print(scores_table(report))
-    for part in int8_parts(checked_report(report)):
+    checked = checked_report(report)
+    for part in int8_parts(checked):
         table_console().print(part)
+    if checked["pairs"] is not None:
+        click.echo()
+        table_console().print(pairs_table(checked["pairs"]))
     gate = report["gate"]
     if gate is not None:
         verdict = "passed" if gate["passed"] else "FAILED"

@@ -24,6 +24,7 @@ from engines.dataset import calibration_images_from, pairs_from_folder
 from engines.errors import ConfigError, GateError, GraphError
 from engines.images import sha256_of_file
 from engines.progress import Progress
+from exporter.band_graphs import bands_info, check_bands, write_fused_graphs
 from exporter.classes import checked_classes, classes_from_file
 from exporter.measure import ScoredModel
 from exporter.network_images import evenly, left_out_lines, network_images
@@ -68,6 +69,7 @@ def export_quantized_onnx(
         if work.source.half or work.target.int8_fp16:
             with progress.stage("write INT8 with FP16"):
                 _write_int8_half(work, folder)
+        write_fused_graphs(request, work, work.source.input, folder, progress)
         report, strips, gate = measured(request, work, folder, progress)
         with progress.stage("write report and bundle"):
             write_report(report, folder, strips=strips)
@@ -96,6 +98,7 @@ def _check_options(request: ExportRequest) -> None:
 def _load(request: ExportRequest, progress: Progress) -> QuantizedWork:
     target, data = target_named(request.target), request.data
     source = quantized_source(request, on_cpu=target.name == "cpu")
+    check_bands(request, source.input.channels)
     given = None if request.load.classes is None else classes_from_file(request.load.classes)
     classes, palette, notes = checked_classes(
         given.names if given else None, given.palette if given else None, source.num_outputs
@@ -114,6 +117,7 @@ def _load(request: ExportRequest, progress: Progress) -> QuantizedWork:
         classes=classes[:named],
         palette=palette[:named],
         num_outputs=source.num_outputs,
+        bands=bands_info(request, source.input),
     )
     images = images or tuple(evenly([pair.image for pair in pairs], RISK_IMAGES))
     work = QuantizedWork(target, source, model, pairs, images)

@@ -13,6 +13,7 @@ from engines.evaluation.evaluate import Evaluation
 from engines.evaluation.scored_rows import gate_from_rows
 from engines.progress import Progress, printable
 from engines.speed.forms import Form, onnx_forms
+from exporter.band_graphs import bands_info
 from exporter.measure import onnx_row, open_predictors, report_record, scored, with_scores
 from exporter.network_images import left_out_lines
 from exporter.qat.work import QuantizedWork
@@ -118,6 +119,7 @@ def bundle_of(
         warnings=tuple(work.warnings),
         versions=package_versions(),
         build=BuildHints(work.target.name, work.fp32_nodes),
+        bands=bands_info(request, source.input),
     )
 
 

@@ -134,6 +134,7 @@ def _check_options(load: LoadOptions, graph: GraphOptions, outside: Outside) -> 
         "--keep-classes": load.keep_classes is not None,
         "--opset": graph.opset is not None,
         "--grid-sample": graph.grid_sample is not None,
+        "--mask-products": graph.mask_products is not None,
         "--mean": own and load.mean is not None,
         "--std": own and load.std is not None,
         "--size": graph.size is not None and not _fits(graph.size, outside.hw),

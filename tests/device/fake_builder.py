@@ -42,14 +42,28 @@ class Strict:
 
 
 class Layer(Strict):
-    """`outputs` is a list of dtype names; `node` the ONNX node it was made of, told from 8.6 on."""
+    """`outputs` and `inputs` are dtype names, an input that is left out being None; `node` is the
+    ONNX node it was made of, told from 8.6 on.
+    """
 
     _names = ("name", "precision")
 
-    def __init__(self, name, kind="CONVOLUTION", outputs=("FLOAT",), shape=(1, 4), node=None):
+    def __init__(
+        self,
+        name,
+        kind="CONVOLUTION",
+        outputs=("FLOAT",),
+        shape=(1, 4),
+        node=None,
+        inputs=(None,),
+    ):
         self.name = name
         self._type = LayerType[kind]
         self._outputs = [Tensor(f"{name}:{i}", dtype, shape) for i, dtype in enumerate(outputs)]
+        self._inputs = [
+            None if dtype is None else Tensor(f"{name}<{i}", dtype, shape)
+            for i, dtype in enumerate(inputs)
+        ]
         self._held = {}
         self._metadata = "" if node is None else f"[ONNX Layer: {node}]"
         self._version = (0,)
@@ -61,11 +75,11 @@ class Layer(Strict):
         return self._metadata
 
     type = property(lambda self: self._type)
-    num_inputs = 1
+    num_inputs = property(lambda self: len(self._inputs))
     num_outputs = property(lambda self: len(self._outputs))
 
     def get_input(self, index):
-        return None
+        return self._inputs[index]
 
     def get_output(self, index):
         return self._outputs[index]
@@ -92,9 +106,18 @@ class Layer(Strict):
 class Graph:
     """What the parser finds: layers, one input, outputs, or errors instead."""
 
-    def __init__(self, layers=(), batch=1, hw=(2, 3), outputs=None, errors=(), messages=()):
+    def __init__(
+        self,
+        layers=(),
+        batch=1,
+        hw=(2, 3),
+        outputs=None,
+        errors=(),
+        messages=(),
+        takes=("image", "UINT8"),
+    ):
         self.layers = list(layers) or [Layer("/net/Conv")]
-        self.image = Tensor("image", "UINT8", (batch, *hw, 3))
+        self.image = Tensor(*takes, (batch, *hw, 3))
         self.outputs = outputs or [Tensor("labels", "UINT8", (batch, *hw))]
         self.errors, self.messages = list(errors), list(messages)
 

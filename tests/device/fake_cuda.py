@@ -242,11 +242,11 @@ class RecordingCuda:
         self.note(buffer.kind, buffer.nbytes)
         with self.lock:
             buffer.bytes = np.full(buffer.nbytes, JUNK, np.uint8)
-            self._next_address += (buffer.nbytes // 256 + 2) * 256
             if buffer.on_device:
                 buffer.place = self._next_address
                 self.memory[buffer.place] = buffer
                 self._free -= buffer.nbytes
+            self._next_address += (buffer.nbytes // 256 + 2) * 256
             self._alive.append(buffer)
         return buffer
 

@@ -1,5 +1,7 @@
 """A `tensorrt` module whose engines band an image: label = image[..., 0] // step.
 
+An engine that takes bands does the same with their values; it composes nothing.
+
 It has the names that the real bindings of a version have, runs on a `RecordingCuda`, and refuses
 what TensorRT refuses: a call without a current context, two threads in one execution context, a
 free batch without a shape, an address of 0, a capture before the first run.
@@ -78,6 +80,7 @@ def plan_bytes(
     step=64,
     classes=4,
     outputs=("labels",),
+    takes="image",
     tensors=None,
     stripped=False,
     layers=(),
@@ -85,6 +88,8 @@ def plan_bytes(
     refuses=(),
 ):
     """A plan of the fake. `batch` is a number, or (smallest, usual, largest) where it is free.
+
+    `takes` is the input's name, "image" or "bands".
 
     `tensors` replaces [name, "INPUT" or "OUTPUT", dtype, shape] of all inputs and outputs.
     `layers` is what the inspector lists, `times` [layer name, ms] what a profiler is told of a run.
@@ -96,7 +101,8 @@ def plan_bytes(
         "labels": ["labels", "OUTPUT", "UINT8", [size, *hw]],
         "logits": ["logits", "OUTPUT", "FLOAT", [size, classes, *hw]],
     }
-    ports = [["image", "INPUT", "UINT8", [size, *hw, channels]]]
+    kind = "FLOAT" if takes == "bands" else "UINT8"
+    ports = [[takes, "INPUT", kind, [size, *hw, channels]]]
     ports += [made[name] for name in outputs]
     plan = {
         "tensors": ports if tensors is None else tensors,
@@ -262,10 +268,15 @@ def fake_tensorrt(cuda, version="10.3.0"):
             shape, addresses, step = self.shape, dict(self.addresses), plan["step"]
             classes = self.engine.get_tensor_shape("logits")[1] if "logits" in addresses else 0
 
+            given = self.engine.get_tensor_name(0)
+            dtype = np.float32 if given == "bands" else np.uint8
+            nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            height, width = self.engine.get_tensor_shape(self.engine.get_tensor_name(1))[-2:]
+
             def run():
-                image = cuda.bytes_at(addresses["image"], int(np.prod(shape))).reshape(shape)
+                image = cuda.bytes_at(addresses[given], nbytes).view(dtype).reshape(shape)
                 if "labels" in addresses:
-                    labels = image[..., 0] // step
+                    labels = (image[:, :height, :width, 0] // step).astype(np.uint8)
                     cuda.bytes_at(addresses["labels"], labels.size)[:] = labels.ravel()
                 if "logits" in addresses:
                     logits = logits_of(image, classes, step)

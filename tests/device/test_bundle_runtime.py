@@ -91,6 +91,8 @@ class Board:
             path=path,
             runtime="ONNX Runtime 1.17.3 on CPU",
             input_hw=(2, 3),
+            output_hw=(2, 3),
+            input_dtype=np.uint8,
             channels=3,
             close=lambda: None,
         )

@@ -60,16 +60,15 @@ def bundles(cuda, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def engine(cuda, tensorrt, bundles):
-    """engine("fp16", "fixed"): the record of a build, which happens once."""
+    """engine("fp16", "fixed", fused=True): the record of a build, which happens once."""
     built = {}
 
-    def build(precision="fp16", bundle="fixed"):
-        if (precision, bundle) not in built:
-            options = BuildOptions(precision=precision, rtx=tensorrt.is_rtx)
-            built[precision, bundle] = engine_from_bundle(
-                bundles / bundle, options, cuda=cuda, tensorrt=tensorrt
-            )
-        return built[precision, bundle]
+    def build(precision="fp16", bundle="fixed", *, fused=False):
+        key = (precision, bundle, fused)
+        if key not in built:
+            options = BuildOptions(precision=precision, rtx=tensorrt.is_rtx, fused=fused)
+            built[key] = engine_from_bundle(bundles / bundle, options, cuda=cuda, tensorrt=tensorrt)
+        return built[key]
 
     return build
 
@@ -79,8 +78,8 @@ def opened(cuda, tensorrt, engine):
     """opened("fp16", "fixed", cuda_graph=False): a predictor, closed after the test."""
     made = []
 
-    def open_engine(precision="fp16", bundle="fixed", **options):
-        path = engine(precision, bundle).path
+    def open_engine(precision="fp16", bundle="fixed", *, fused=False, **options):
+        path = engine(precision, bundle, fused=fused).path
         predictor = TrtPredictor(path, **{"cuda": cuda, "tensorrt": tensorrt, **options})
         made.append(predictor)
         return predictor

@@ -27,6 +27,8 @@ def _export(out: Path, batch: str) -> None:
     checkpoint = str(DEMO / "segformer_b0_crop_weed.pth")
     given = ["--checkpoint", checkpoint, "--calib", str(DEMO), "--out", str(out)]
     wanted = ["--int8", "--fp16", "--output", "both", "--dynamic-batch", batch]
+    # The photos are no bands; a network of three channels takes what is made of any three.
+    wanted += ["--bands", "GNE", "--fuse-bands"]
     done = subprocess.run(
         [sys.executable, "-m", "exporter", *given, *wanted],
         cwd=ROOT,

@@ -1,0 +1,61 @@
+"""The options that say which bands a network was trained on, and how they were composed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from engines.bands.recipe import NODATA, NORMS, BandRecipe
+from engines.errors import ConfigError
+from exporter.commands.options import Command, Number
+
+_LARGEST = 3.4028234663852886e38  # of float32; GDAL and QGIS write its negative as nodata
+
+
+class Nodata(Number):
+    """Any finite float32."""
+
+    def __init__(self) -> None:
+        super().__init__(-_LARGEST, _LARGEST)
+        self.name = "VALUE"
+
+
+def band_options(function: Command) -> Command:
+    """Adds what `band_recipe_from` reads."""
+    for option in (
+        click.option(
+            "--band-nodata",
+            type=Nodata(),
+            help=f"Value of pixels without a measurement, as NaN always is.  [default: {NODATA:g}]",
+        ),
+        click.option(
+            "--norm",
+            type=click.Choice(NORMS),
+            help="How a band becomes 0..255: chw_minmax stretches each band of a scene, uint8 takes"
+            f" it as it is.  [default: {NORMS[0]}]",
+        ),
+        click.option(
+            "--bands",
+            metavar="LETTERS",
+            help="Bands of the training's composites in their order, such as GNE: R, G, B, N (near"
+            " infrared), E (red edge).",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def band_recipe_from(values: dict[str, Any]) -> BandRecipe | None:
+    """None without --bands; ConfigError for other letters, and for what is said about no bands."""
+    letters, norm, nodata = values["bands"], values["norm"], values["band_nodata"]
+    if letters is None:
+        for name, value in (("--norm", norm), ("--band-nodata", nodata)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name} without --bands",
+                    expected="the bands that it is about",
+                    do=f"pass --bands, for example --bands GNE, or leave {name} out",
+                )
+        return None
+    return BandRecipe(letters.upper(), norm or NORMS[0], NODATA if nodata is None else nodata)

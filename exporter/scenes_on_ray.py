@@ -1,0 +1,161 @@
+"""`riceseg prepare --ray` and `riceseg segment --ray`: scenes on the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engines.bundle import bundle_from_folder
+from engines.errors import ClusterError, DatasetError, ImageError
+from engines.progress import PlainProgress, Progress
+from exporter.on_ray import MAX_DEATHS, Lost, Spread, check_address, results_on_ray
+from exporter.prepare.scene import FailedScene, Outcome, SceneSettings, SceneTask, prepare_scene
+from exporter.segment_inputs import SegmentItem, items_from
+from exporter.segmentation import SegmentOptions, make_folders, opened_segmenter, segment_one
+
+
+def outcomes_on_ray(
+    tasks: Sequence[SceneTask],
+    settings: SceneSettings,
+    jobs: int,
+    *,
+    address: str,
+    workers: int | None = None,
+) -> Iterator[Outcome]:
+    """`prepare_scene` of each task, in any order, by the cluster at `address`, each once.
+
+    A scene that its workers died of becomes a `FailedScene`. `jobs` is the number of processes for
+    this machine and is not used. Raises what `results_on_ray` does.
+    """
+    scenes = [task.scene for task in tasks]
+    files = [ref.path for scene in scenes for ref in (*scene.bands.values(), scene.labels) if ref]
+    begin = functools.partial(_preparer, settings, _folder_for(files))
+    results = results_on_ray(
+        address, tasks, Spread(begin, settings.staging.parent, workers=workers)
+    )
+    with contextlib.closing(results):
+        for index, outcome in results:
+            yield _lost(scenes[index].name) if isinstance(outcome, Lost) else outcome
+
+
+def _preparer(settings: SceneSettings, folder: str | None) -> Callable[[SceneTask], Outcome]:
+    _enter(folder)
+    with contextlib.suppress(ImportError):
+        import cv2
+
+        cv2.setNumThreads(1)  # there is a worker for each core
+    return functools.partial(prepare_scene, settings=settings)
+
+
+def _folder_for(paths: Iterable[str | Path]) -> str | None:
+    """The working folder, if paths depend on it.
+
+    They stay as they are, so that messages name them as those of one process do.
+    """
+    return None if all(map(os.path.isabs, paths)) else os.getcwd()
+
+
+def _enter(folder: str | None) -> None:
+    if folder is None:
+        return
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ClusterError(
+            f"machine {socket.gethostname()!r}, which does not see {folder!r} ({error.strerror})",
+            expected="data in folders that every machine of the cluster sees",
+            do="give absolute paths of such folders",
+        ) from error
+
+
+def _lost(name: str) -> FailedScene:
+    return FailedScene(
+        name,
+        DatasetError,
+        f"scene {name}, of which {MAX_DEATHS} workers died",
+        "a scene that memory suffices for",
+        "look at the size of its files, or leave it out",
+    )
+
+
+# --- segment --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """What cannot be read: an ImageError as it travels."""
+
+    got: str
+    expected: str
+    do: str
+
+    def as_error(self) -> ImageError:
+        return ImageError(self.got, expected=self.expected, do=self.do)
+
+
+def segment_on_ray(
+    address: str,
+    bundle: Path,
+    images: Path,
+    out: Path,
+    options: SegmentOptions,
+    progress: Progress,
+) -> tuple[int, list[str]]:
+    """`segment_images` by the cluster at `address`: the same files and result.
+
+    Each worker opens the bundle once, with one thread for each core it has. Raises what
+    `segment_images` and `results_on_ray` do; without `skip_bad` images after a bad one may have
+    been written.
+    """
+    check_address(address)
+    found = bundle_from_folder(bundle)
+    items, left_out = items_from(images, found)
+    make_folders(out, options)
+    files = [file for item in items for file in _files(item)]
+    begin = functools.partial(_segmenting, bundle, out, options, _folder_for([bundle, out, *files]))
+    results = results_on_ray(address, items, Spread(begin, out, gpus=options.runtime != "onnx"))
+    skipped: dict[int, str] = {}
+    with progress.stage("segment"), contextlib.closing(results):
+        for done, (index, answer) in enumerate(results, start=1):
+            if answer is not None:
+                bad = _died(items[index]) if isinstance(answer, Lost) else answer
+                if not options.skip_bad:
+                    raise bad.as_error()
+                skipped[index] = f"{items[index].title}: {bad.as_error()}"
+            progress.advance(done, len(items))
+    return len(items) - len(skipped), [*left_out, *(skipped[index] for index in sorted(skipped))]
+
+
+def _files(item: SegmentItem) -> Iterable[Path]:
+    return [item.source] if isinstance(item.source, Path) else item.source.values()
+
+
+def _segmenting(
+    bundle: Path, out: Path, options: SegmentOptions, folder: str | None
+) -> Callable[[SegmentItem], _Bad | None]:
+    _enter(folder)
+    quiet = PlainProgress(io.StringIO())
+    segmenter = opened_segmenter(bundle, replace(options, threads=1), quiet)
+
+    def segment(item: SegmentItem) -> _Bad | None:
+        try:
+            segment_one(segmenter, item, out, options)
+        except ImageError as error:
+            return _Bad(error.got, error.expected, error.do)
+        return None
+
+    return segment
+
+
+def _died(item: SegmentItem) -> _Bad:
+    return _Bad(
+        f"{item.title}, of which {MAX_DEATHS} workers died",
+        "an image that memory suffices for",
+        "look at its size, or leave it out",
+    )

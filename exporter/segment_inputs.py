@@ -1,0 +1,147 @@
+"""What `riceseg segment` is given: image files, arrays of bands, or scenes of one file a band."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from engines.bands.files import SceneFiles, scene_of_band_file, scenes_in_folder
+from engines.bands.names import TIFF_SUFFIXES, is_band_name
+from engines.bundle import Bundle
+from engines.decoding import MAX_PIXELS
+from engines.errors import ImageError, InputError
+from engines.images import IMAGE_SUFFIXES, files_in_folder, image_files_from, image_from_file
+from engines.segmenter import Segmenter
+
+Picture: TypeAlias = "np.ndarray[Any, Any]"  # (H, W, C) uint8
+
+
+@dataclass(frozen=True)
+class SegmentItem:
+    """One picture to segment: the name of its outputs, and its file or its bands' files by letter.
+
+    It can be pickled, as work for another process.
+    """
+
+    name: str
+    source: Path | dict[str, Path]
+
+    @property
+    def title(self) -> str:
+        """What a message calls it."""
+        return self.source.name if isinstance(self.source, Path) else f"scene {self.name}"
+
+
+def items_from(images: Path, bundle: Bundle) -> tuple[tuple[SegmentItem, ...], tuple[str, ...]]:
+    """What `images` holds for this bundle, not opened, and lines about files that were left out.
+
+    With a bundle that has bands a folder with band files gives its scenes, a band file its scene.
+    Everything else gives images, as `engines.images.image_files_from` finds them, whose ImageError
+    is raised where there is nothing.
+    """
+    if bundle.bands is not None:
+        scenes, left_out = _scenes_from(images, bundle.bands.letters)
+        if scenes:
+            items = tuple(SegmentItem(scene.name, dict(scene.files)) for scene in scenes)
+            return items, left_out
+    files = image_files_from(images)
+    named = zip(_output_names(files), files, strict=True)
+    return tuple(SegmentItem(name, file) for name, file in named), ()
+
+
+def picture_from(item: SegmentItem, segmenter: Segmenter, *, convert: bool = False) -> Picture:
+    """The image (H, W, C) uint8 that the network is shown, at its own size; bands are composed.
+
+    Raises ImageError, which names the scene, for what cannot be read or composed.
+    """
+    source, bundle = item.source, segmenter.bundle
+    if isinstance(source, Path) and not (bundle.bands and _is_array(source)):
+        return _image(source, bundle, convert=convert)
+    try:
+        if isinstance(source, Path):
+            return segmenter.image(_array_from_npy(source, bundle.input.channels))
+        return segmenter.image(source)
+    except (ImageError, InputError) as error:
+        raise ImageError(
+            f"{item.title}: {error.got}", expected=error.expected, do=error.do
+        ) from error
+
+
+def _image(path: Path, bundle: Bundle, *, convert: bool) -> Picture:
+    try:
+        return image_from_file(path, channels=bundle.input.channels, convert=convert)
+    except ImageError as error:
+        if bundle.bands is not None or not is_band_name(path.name):
+            raise
+        raise ImageError(
+            f"{error.got}, named like a band of a scene",
+            expected=error.expected,
+            do="export the model with --bands, for example --bands GNE, so that the bundle knows "
+            "how to compose it",
+        ) from error
+
+
+def _scenes_from(path: Path, letters: str) -> tuple[Sequence[SceneFiles], tuple[str, ...]]:
+    """Scenes, and files that belong to none; neither where nothing looks like band files.
+
+    A composite may be named like its scene, which is named like band R: one file is no scene.
+    """
+    if path.is_file() and is_band_name(path.name):
+        scene = scene_of_band_file(path)
+        return ((scene,), ()) if len(scene.files) > 1 or len(letters) == 1 else ((), ())
+    if path.is_dir():
+        scenes, left_out = scenes_in_folder(path)
+        if len(letters) > 1 and not any(len(scene.files) > 1 for scene in scenes):
+            return (), ()
+        others = files_in_folder(path, [s for s in IMAGE_SUFFIXES if s not in TIFF_SUFFIXES])
+        lines = (f"{other.name}: no band file, in a folder of band files" for other in others)
+        return scenes, (*left_out, *lines)
+    return (), ()
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() == ".npy"
+
+
+def _array_from_npy(path: Path, count: int) -> Picture:
+    """(H, W, count): uint8 is an image, wider integers and floats are bands."""
+    try:
+        # Mapped, so that a header that promises more than the file holds costs no memory.
+        stored: Any = np.lib.format.open_memmap(os.fspath(path), mode="r")
+    except Exception as error:  # The header is text that numpy evaluates: any error is possible.
+        raise ImageError(
+            f"{str(path)!r}, which cannot be read ({error})",
+            expected=f"a .npy file with shape (height, width, {count})",
+            do="save it again with numpy.save",
+        ) from error
+    shape: tuple[int, ...] = stored.shape
+    fits = len(shape) == 3 and shape[2] == count and 0 < shape[0] * shape[1] <= MAX_PIXELS
+    if not fits or stored.dtype.kind not in "fiu":
+        raise ImageError(
+            f"{str(path)!r} of {stored.dtype} with shape {shape}",
+            expected=f"numbers with shape (height, width, {count})",
+            do="save the bands in the order of the bundle's letters, the last axis over bands",
+        )
+    return np.array(stored, subok=False)
+
+
+def _output_names(files: Iterable[Path]) -> list[str]:
+    """The stem; the whole name where images share it (a.jpg and a.png).
+
+    A list may name several folders: where the whole name comes again it is numbered.
+    """
+    files = list(files)
+    stems = Counter(path.stem for path in files)
+    names: dict[str, None] = {}
+    for path in files:
+        name = path.stem if stems[path.stem] == 1 else path.name
+        numbered = (f"{path.name}_{number}" for number in itertools.count(2))
+        names[next(n for n in itertools.chain([name], numbered) if n not in names)] = None
+    return list(names)

@@ -1,0 +1,84 @@
+"""Bundles with a recipe for bands, so small that their labels can be worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tests.tiny_models import (
+    bands_model,
+    bundle_document,
+    file_entry,
+    model_from_text,
+    write_document,
+    write_onnx,
+)
+
+Bands = NDArray[Any]  # (H, W, B)
+GNE = {"letters": "GNE", "norm": "chw_minmax", "nodata": -10000.0, "fused_hw": None}
+
+
+def band_bundle(
+    folder: Path,
+    hw: tuple[int, int],
+    *,
+    channel: int = 0,
+    channels: int = 3,
+    fused: bool = False,
+    **record: Any,
+) -> Path:
+    """A bundle whose label is image[..., channel] // 64; `record` changes fields of `bands`.
+
+    With `fused` it also has a graph of float bands, whose label is the first band as it is.
+    """
+    files = {}
+    graph = bands_model(hw, channel=channel, channels=channels)
+    files["fp32"] = file_entry(write_onnx(graph, folder / "tiny.onnx"), folder)
+    if fused:
+        path = write_onnx(first_band_model(hw, channels), folder / "tiny.bands.onnx")
+        files["fp32_bands"] = file_entry(path, folder)
+        record["fused_hw"] = list(hw)
+    document = bundle_document(hw=hw, channels=channels, files=files)
+    document["bands"] = {**GNE, **record}
+    return write_document(document, folder)
+
+
+def first_band_model(hw: tuple[int, int], bands: int) -> onnx.ModelProto:
+    """`bands` float32 (N, H, W, B) -> the first of them, rounded down, as labels."""
+    height, width = hw
+    return model_from_text(
+        f"""
+        first (float[N, {height}, {width}, {bands}] bands)
+            => (uint8[N, {height}, {width}] labels)
+        <int64 first = {{0}}>
+        {{
+            band = Gather <axis = 3> (bands, first)
+            labels = Cast <to = 2> (band)
+        }}
+        """
+    )
+
+
+def stretched(band: NDArray[Any], nodata: float = -10000.0) -> NDArray[np.uint8]:
+    """One band as the training's script wrote it, from its description: float32 all the way."""
+    plane = band.astype(np.float32)
+    plane[np.isnan(plane)] = nodata
+    smallest = plane[plane != np.float32(nodata)].min()
+    plane[(plane < 0) | (plane == np.float32(nodata))] = smallest
+    scaled = (plane - plane.min()) / (plane.max() - plane.min()) * np.float32(255)
+    assert scaled.dtype == np.float32
+    whole: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
+    return whole
+
+
+def reflectances(hw: tuple[int, int], seed: int = 0, bands: int = 3) -> NDArray[np.float32]:
+    """(H, W, bands) float32 with some negative values, a border of nodata and a NaN."""
+    rng = np.random.default_rng(seed)
+    scene = rng.normal(0.25, 0.12, (*hw, bands)).astype(np.float32)
+    scene[0] = -10000.0
+    scene[-1, -1, 0] = np.nan
+    return scene
