@@ -35,16 +35,22 @@ def numbered(blocks: list[tuple[str, str]]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder with the demo's data, in which the blocks run one after the other."""
+    """The demo's data and what `rice_place` has; the blocks run in it one after the other."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "demo").symlink_to(ROOT / "demo")
+    write_rice(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def rice_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the Korean README speaks of: zips in raw/, best.pth, scenes/ and field.tif."""
     folder = tmp_path_factory.mktemp("rice")
+    write_rice(folder)
+    return folder
+
+
+def write_rice(folder: Path) -> None:
+    """What both speak of: zips in raw/, best.pth, scenes/ and field.tif."""
     write_data_set(folder / "raw", 40, zipped=True, hw=(64, 80))
     write_checkpoint(folder / "best.pth", classes=RICE_CLASSES)
     bands = write_scene(folder / "scenes", 300).bands
@@ -56,7 +62,6 @@ def rice_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ) as field:  # fmt: skip
         for number, letter in enumerate("BGRNE", start=1):
             field.write(bands[letter], number)
-    return folder
 
 
 def run(place: Path, language: str, code: str) -> subprocess.CompletedProcess[str]:
