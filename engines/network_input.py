@@ -122,7 +122,8 @@ class NetworkInput:
                 expected=f"{(*hw, len(recipe.letters))}: the graph composes at one size",
                 do="cut the scene to that size, or open the bundle without fused=True",
             )
-        return np.array(bands, np.float32, order="C")  # the caller may fill its own again
+        with np.errstate(over="ignore"):  # infinite, which the graph takes for nodata
+            return np.array(bands, np.float32, order="C")  # the caller may fill its own again
 
     def _checked_recipe(self, given: Given) -> BandRecipe:
         if self._recipe is not None:
@@ -182,7 +183,8 @@ def _stacked(given: Given, recipe: BandRecipe) -> Any:
     dtypes = {plane.dtype for plane in planes}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     # Each band in one piece, which is how they are composed.
-    return np.stack([plane.astype(dtype, copy=False) for plane in planes]).transpose(1, 2, 0)
+    with np.errstate(over="ignore"):  # What no float32 can hold is found as infinite.
+        return np.stack([plane.astype(dtype, copy=False) for plane in planes]).transpose(1, 2, 0)
 
 
 def _bands_of_files(files: Mapping[str, BandFile], letters: str, recipe: BandRecipe) -> Any:
@@ -193,7 +195,8 @@ def _unmasked(values: Any, recipe: BandRecipe) -> Any:
     """Masked arrays, as rasterio gives them on request, with nodata where they are masked."""
     if not isinstance(values, np.ma.MaskedArray) or values.dtype.kind not in "fiu":
         return values
-    return np.ma.filled(values.astype(np.float32), recipe.nodata)
+    with np.errstate(over="ignore"):  # What no float32 can hold is found as infinite.
+        return np.ma.filled(values.astype(np.float32), recipe.nodata)
 
 
 def _is_path(value: Any) -> bool:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from typing import Any
+
+from engines.commands.mistakes import INTERRUPTED
 
 
 def main() -> None:
@@ -12,9 +16,7 @@ def main() -> None:
         from engines.__main__ import main as board_main
 
         raise SystemExit(board_main(prog="riceseg"))
-    from exporter.commands.group import riceseg
-
-    riceseg(prog_name="riceseg")
+    _command_group()(prog_name="riceseg")
 
 
 def export() -> None:
@@ -26,9 +28,16 @@ def export() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from exporter.commands.group import riceseg
+    _command_group()(args=["export", *sys.argv[1:]], prog_name="riceseg")
 
-    riceseg(args=["export", *sys.argv[1:]], prog_name="riceseg")
+
+def _command_group() -> Callable[..., Any]:
+    try:
+        from exporter.commands.group import riceseg
+    except KeyboardInterrupt:  # loading the packages takes a moment
+        print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    return riceseg
 
 
 def _has_click() -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from calibration.onnx_file import logits_tensor, model_from_onnx_file
@@ -142,6 +143,12 @@ def _from_onnx(path: Path, options: LoadOptions, inference: Inference) -> Evalua
     )
     with OnnxPredictor(path) as predictor:
         hw, channels = predictor.input_hw, predictor.channels
+        if predictor.input_dtype != np.uint8:
+            raise GraphError(
+                f"{path.name}, which composes float bands by itself",
+                expected="a graph that takes composites, as labelled images are",
+                do="evaluate the bundle, or the graph without .bands in its name",
+            )
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     input_spec = InputSpec(
         "image", hw, channels, "RGB", mean=zeros, std=ones, resize="stretch", batch=(1, 1, 1)

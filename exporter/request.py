@@ -131,7 +131,7 @@ class ExportRequest:
                     expected="both, or neither: a graph composes bands by a recipe",
                     do=f"pass {other} too, or leave {name} out",
                 )
-        low, high = 1, MAX_SIDE
+        low, high = 8, MAX_SIDE  # fewer rows leave the pattern that graphs are checked with empty
         if self.scene_hw is not None and not all(low <= side <= high for side in self.scene_hw):
             raise ConfigError(
                 f"--scene-size {self.scene_hw[0]}x{self.scene_hw[1]}",

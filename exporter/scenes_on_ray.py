@@ -116,12 +116,13 @@ def segment_on_ray(
     check_address(address)
     found = bundle_from_folder(bundle)
     items, left_out = items_from(images, found)
+    missing = [folder for folder in (out / "labels", out / "overlays", out) if not folder.exists()]
     make_folders(out, options)
     files = [file for item in items for file in _files(item)]
     begin = functools.partial(_segmenting, bundle, out, options, _folder_for([bundle, out, *files]))
     results = results_on_ray(address, items, Spread(begin, out, gpus=options.runtime != "onnx"))
     skipped: dict[int, str] = {}
-    with progress.stage("segment"), contextlib.closing(results):
+    with _without_empty(missing), progress.stage("segment"), contextlib.closing(results):
         for done, (index, answer) in enumerate(results, start=1):
             if answer is not None:
                 bad = _died(items[index]) if isinstance(answer, Lost) else answer
@@ -130,6 +131,18 @@ def segment_on_ray(
                 skipped[index] = f"{items[index].title}: {bad.as_error()}"
             progress.advance(done, len(items))
     return len(items) - len(skipped), [*left_out, *(skipped[index] for index in sorted(skipped))]
+
+
+@contextlib.contextmanager
+def _without_empty(folders: Iterable[Path]) -> Iterator[None]:
+    """Removes, after an error, those of `folders` that nothing was written into."""
+    try:
+        yield
+    except BaseException:
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _files(item: SegmentItem) -> Iterable[Path]:

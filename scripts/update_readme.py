@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from measure_families import table as families_table
 from ptq.table import ptq_markdown
 
 from exporter.report import report_from_file, table_markdown
@@ -29,8 +30,17 @@ def ptq_tables() -> str:
     return ptq_markdown(json.loads((RESULTS / "ptq.json").read_text(encoding="utf-8")))
 
 
+def families_int8() -> str:
+    record = json.loads((RESULTS / "families.json").read_text(encoding="utf-8"))
+    return families_table(record["families"])
+
+
 # Each stands between the lines <!-- NAME --> and <!-- end of NAME -->.
-TABLES: dict[str, Callable[[], str]] = {"demo table": demo_table, "ptq tables": ptq_tables}
+TABLES: dict[str, Callable[[], str]] = {
+    "demo table": demo_table,
+    "ptq tables": ptq_tables,
+    "families int8": families_int8,
+}
 
 
 def readme_with_table(readme: str, name: str, table: str) -> str:

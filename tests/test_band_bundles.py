@@ -232,6 +232,10 @@ def test_a_quantized_onnx_file_takes_bands_too(tmp_path: Path) -> None:
         (["--fuse-bands"], "--fuse-bands without --bands"),
         (["--bands", "GNE", "--scene-size", "64x64"], "--scene-size without --fuse-bands"),
         (["--bands", "GNE", "--fuse-bands", "--scene-size", "0x9"], "--scene-size 0x9; expected"),
+        (["--bands", "GNE", "--fuse-bands", "--scene-size", "1x64"], "width from 8 to"),
+        (["--bands", "GNE", "--band-nodata", "nan"], "for example, --band-nodata -10000"),
+        (["--percentile", "nan"], r"for example, --percentile \d+"),
+        (["--std", "x"], r"for example, --std \d+"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_read(
@@ -239,6 +243,15 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_read(
 ) -> None:
     result = export_tiny(tmp_path, tmp_path / "out", *options)  # no checkpoint is there
     assert re.search(message, error_of(result))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_composes_is_not_scored_on_composites(
+    bundle: Path, lab: Path, tmp_path: Path
+) -> None:
+    arguments = ["--data", lab / "data", "--out", tmp_path / "report"]
+    message = error_of(run_cli("evaluate", bundle / "model.bands.onnx", *arguments))
+    assert "model.bands.onnx, which composes float bands by itself; expected" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -78,6 +78,12 @@ def test_scenes_of_a_folder_come_by_name(tmp_path: Path) -> None:
     assert left_out == ("photo.tif: not named like R20220726A25B1036.tif or IMG_0001_1.tif",)
 
 
+def test_a_link_to_itself_does_not_keep_others_from_being_found(tmp_path: Path) -> None:
+    files = raw_scene(tmp_path, "GNE")
+    (tmp_path / "loop").symlink_to("loop")
+    assert [scene.files for scene in scenes_in_folder(tmp_path)[0]] == [files]
+
+
 def test_a_second_file_for_a_band_is_left_out(tmp_path: Path) -> None:
     files = raw_scene(tmp_path, "GN")
     saved_band(tmp_path / "R20220726A25G1036.tiff", measured())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.cells import cell_len
 
+import exporter.__main__
 from engines.bundle import bundle_from_folder
 from engines.segmenter import Segmenter
 from exporter.commands.group import riceseg
@@ -551,3 +553,20 @@ def test_bench_times_a_checkpoint_in_pytorch_and_refuses_what_pytorch_does_not_d
     assert row["latency_p50_ms"] > 0
     refused = run_cli("bench", str(tmp_path / "tiny.pth"), "--batch", "2")
     assert "--batch for a checkpoint" in error_of(refused)
+
+
+def test_ctrl_c_while_the_packages_load_is_one_line_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole_import = builtins.__import__
+
+    def interrupted(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "exporter.commands.group":
+            raise KeyboardInterrupt
+        return whole_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        exporter.__main__.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"

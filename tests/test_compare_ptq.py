@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -330,10 +329,3 @@ def test_every_way_has_a_key_of_its_own_and_a_program() -> None:
     assert len({row.key for row in ROWS}) == len(ROWS)
     assert {row.tool for row in ROWS} == jobs.PROGRAMS.keys()
     assert all((jobs.HERE / program).is_file() for program in jobs.PROGRAMS.values())
-
-
-def test_the_tables_of_the_readme_are_those_of_the_committed_record() -> None:
-    record = json.loads((ROOT / "docs" / "results" / "ptq.json").read_text(encoding="utf-8"))
-    tables = ptq_markdown(record).strip()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- ptq tables -->\n{tables}\n<!-- end of ptq tables -->" in readme

@@ -278,6 +278,8 @@ def test_float_bands_become_labels_and_an_overview(in_one_file: bool, tmp_path: 
         (["--out", "x.tif", "--rgb", "r,g,b"], "--rgb 'r,g,b'"),
         (["--out", "x.tif", "--rgb", "1,2,9"], "9"),
         (["--out", "x.tif", "--overlap", "0.9"], "--overlap '0.9'"),
+        (["--out", "x.tif", "--nodata", "-5"], "--nodata -5 for bands of 8 bits"),
+        (["--out", "x.tif", "--min-area", "2"], "--min-area without --vectorize"),
         (["--out", "x.tif", "--min-area", "nan"], "--min-area 'nan'"),
         (["--out", "논.tif"], "which is read as well"),
         (["--out", "file/x.tif"], "not a folder"),

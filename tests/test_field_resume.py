@@ -325,6 +325,21 @@ def test_an_error_in_finish_leaves_no_file_and_loses_no_work(tmp_path: Path, sou
     assert predictor.calls == []
 
 
+@pytest.mark.parametrize("length", [4, 100, 400])
+def test_a_geotiff_that_a_kill_left_half_written_is_written_again(
+    tmp_path: Path, source: Path, length: int
+) -> None:
+    def interrupts(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segmented(tmp_path, finish=interrupts)
+    half = tmp_path / ".labels.tif.work" / "labels.tif"
+    half.write_bytes(half.read_bytes()[:length])
+    assert segmented(tmp_path).resumed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["field.tif", "labels.tif"]
+
+
 def test_the_labels_are_not_written_over_the_source(tmp_path: Path, source: Path) -> None:
     network = network_of(Weights(), recipe=RECIPE)
     with pytest.raises(OutputError, match="what shall be read"):
@@ -336,7 +351,7 @@ def test_the_labels_are_not_written_over_the_source(tmp_path: Path, source: Path
 def test_a_work_folder_that_is_a_link_is_not_followed(tmp_path: Path, source: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".labels.tif.work").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match="File exists"):
+    with pytest.raises(OutputError, match=r"which is not a folder.*remove it"):
         segmented(tmp_path)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 

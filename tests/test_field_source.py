@@ -131,7 +131,7 @@ def test_band_numbers_that_do_not_fit_are_refused(tmp_path: Path, indexes: Any) 
 
 def test_fewer_bands_than_channels_are_refused(tmp_path: Path) -> None:
     source = write_raster(tmp_path / "grey.tif", rice((70, 90), channels=1))
-    with pytest.raises(ImageError, match="with 1 bands; expected 3"):
+    with pytest.raises(ImageError, match="with 1 band; expected 3"):
         labelled(tmp_path, source, Weights())
 
 
@@ -317,6 +317,45 @@ def test_a_file_that_is_cut_short_is_refused_before_the_work_and_the_block_is_na
         labelled(tmp_path, source, predictor)
     assert predictor.calls == []
     assert [path.name for path in tmp_path.iterdir()] == ["field.tif"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"), [(33550, "GeoPixelScale"), (34735, "GeoKeyDirectory"), (324, "TileOffsets")]
+)
+def test_a_file_that_is_cut_short_in_its_tags_is_refused(
+    tmp_path: Path, tag: int, name: str
+) -> None:
+    """As where the tags come last: what is behind the end would be left out unsaid."""
+    source = write_raster(tmp_path / "field.tif", rice((256, 256)))
+    data = bytearray(source.read_bytes())
+    count = int.from_bytes(data[8:10], "little")
+    entry = next(
+        place
+        for place in range(10, 10 + 12 * count, 12)
+        if int.from_bytes(data[place : place + 2], "little") == tag
+    )
+    data[entry + 8 : entry + 12] = (len(data) - 4).to_bytes(4, "little")
+    source.write_bytes(data)
+    with pytest.raises(ImageError, match=rf"field\.tif'.*({name}|cannot be read)"):
+        labelled(tmp_path, source, Weights())
+    assert [path.name for path in tmp_path.iterdir()] == ["field.tif"]
+
+
+@pytest.mark.parametrize("end", [".ovr", ".msk", ".ovr.msk"])
+def test_smaller_copies_and_masks_name_no_other_files(tmp_path: Path, end: str) -> None:
+    source = write_raster(tmp_path / "field.tif", rice((64, 64)))
+    other = tmp_path / f"field.tif{end}"
+    if end == ".ovr.msk":
+        write_raster(tmp_path / "field.tif.ovr", rice((32, 32)))
+    other.write_text("<VRTDataset/>")
+    with pytest.raises(ImageError, match=rf"field\.tif\{end}', which is no TIFF"):
+        labelled(tmp_path, source, Weights())
+    other.unlink()
+    labelled(tmp_path, source, Weights())
+    with rasterio.open(source, "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="/vsicurl/http://127.0.0.1:9/x.tif")
+    with pytest.raises(ImageError, match=r"names another file for its smaller copies: '/vsicurl"):
+        labelled(tmp_path, source, Weights())
 
 
 def test_a_damaged_block_is_named_and_the_work_before_it_is_kept(

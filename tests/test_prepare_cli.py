@@ -106,6 +106,7 @@ def test_a_bad_scene_is_told_of_and_strict_stops_at_it(raw: Path, tmp_path: Path
         (["--bands", "GNG"], "none of them twice"),
         (["--bands", "GNE,GNE"], "with GNE twice"),
         (["--bands", "GNE", "--split", "0.8,0.1"], "three numbers from 0 to 1 that sum to 1"),
+        (["--bands", "GNE", "--split", "a,b,c"], "for example, --split 0.8,0.1,0.1"),
         (["--bands", "GNE", "--band-nodata", "nan"], "expected a number from"),
         (["--bands", "RGBN", "--format", "png"], "leave --format out"),
         (["--bands", "GNE", "--jobs", "0"], "--jobs"),

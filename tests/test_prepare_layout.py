@@ -181,6 +181,12 @@ def test_a_folder_linked_into_itself_is_read_once(tmp_path: Path) -> None:
     assert source.left_out == ()
 
 
+def test_a_link_to_itself_is_told_and_the_rest_is_read(tmp_path: Path) -> None:
+    with_a_good_scene(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    assert only_left_out(sources_from(tmp_path)).where == str(tmp_path / "loop")
+
+
 def test_a_link_to_a_data_set_elsewhere_is_followed(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "src").mkdir()

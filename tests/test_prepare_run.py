@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from exporter.classes import classes_from_file
 from exporter.prepare import png
 from exporter.prepare.request import PreparedRecord, PrepareRequest, all_combinations
 from exporter.prepare.run import prepare
+from exporter.prepare.scene import Outcome, SceneSettings, SceneTask, prepare_scene
 
 GNE = (BandRecipe("GNE"),)
 PALETTE = ((0, 0, 0), (8, 39, 245), (0, 229, 245), (225, 0, 26), (250, 0, 204), (245, 123, 0))
@@ -505,3 +506,30 @@ def test_two_runs_do_not_write_into_one_folder(raw: Path, tmp_path: Path) -> Non
 def test_png_is_for_three_bands(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--format png for the 5 bands RGBNE"):
         PrepareRequest(raw, tmp_path / "out", (BandRecipe("RGBNE"),), format="png")
+
+
+def test_what_was_left_out_is_told_by_name_however_the_scenes_were_spread(
+    raw: Path, tmp_path: Path
+) -> None:
+    for scene in write_data_set(raw, 4, hw=(40, 56))[:3]:
+        scene.json.unlink()
+
+    def backwards(
+        tasks: Sequence[SceneTask], settings: SceneSettings, jobs: int
+    ) -> Iterator[Outcome]:
+        return (prepare_scene(task, settings) for task in reversed(tasks))
+
+    request = PrepareRequest(raw, tmp_path / "out", GNE)
+    names = [item.name for item in prepare(request, SilentProgress(), spread=backwards).left_out]
+    assert names == [f"R20220726A00R000{number}" for number in range(3)]
+
+
+def test_numbers_without_end_in_the_list_of_finished_scenes_are_not_believed(
+    raw: Path, tmp_path: Path
+) -> None:
+    write_data_set(raw, 2, hw=(40, 56))
+    prepared(raw, tmp_path / "out")
+    journal = tmp_path / "out" / ".riceseg-prepare" / "finished.jsonl"
+    text = journal.read_text("ascii")
+    journal.write_text(re.sub(r'"pixels":\[\d+', '"pixels":[Infinity', text), "ascii")
+    assert prepared(raw, tmp_path / "out").reused == 0

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import ConfigError
-from exporter.prepare.balance import absent_classes, balance_rows, csv_from_balance
+from exporter.prepare.balance import absent_classes, balance_rows, csv_from_balance, empty_parts
 from exporter.prepare.split import PARTS, check_shares, part_sizes, split_scenes
 
 SHARES = (0.8, 0.1, 0.1)
@@ -161,3 +161,11 @@ def test_a_class_that_a_part_lacks_is_told_unless_the_part_is_empty() -> None:
     pixels = {"a": (60, 40, 0, 0, 0, 0), "b": (100, 0, 0, 0, 0, 0)}
     rows = balance_rows(pixels, {"a": "train", "b": "val"})
     assert absent_classes(rows) == ("no scene of val has class normal: too few scenes have it",)
+
+
+def test_a_part_without_a_scene_is_told_if_it_was_to_have_some() -> None:
+    rows = balance_rows({"a": (60, 40, 0, 0, 0, 0)}, {"a": "train"})
+    assert empty_parts(rows, (0.9, 0.1, 0.0)) == (
+        "no scene in val: too few scenes for a share of 0.1",
+    )  # fmt: skip
+    assert empty_parts(rows, (1.0, 0.0, 0.0)) == ()

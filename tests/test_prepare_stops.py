@@ -215,6 +215,29 @@ def alive(pids: list[int]) -> list[int]:
     return left
 
 
+def test_processes_are_started_with_ctrl_c_held_back() -> None:
+    code = """
+import signal, sys
+from multiprocessing import util
+from exporter.prepare import pool
+
+started = util.spawnv_passfds
+
+def noted(path, arguments, descriptors):
+    if "forkserver" in " ".join(map(str, arguments)):
+        print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    return started(path, arguments, descriptors)
+
+util.spawnv_passfds = noted
+pool._start_server()
+print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.split() == ["True", "False"]
+
+
 def test_ctrl_c_leaves_finished_scenes_and_the_same_command_goes_on(
     raw: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,16 @@ def test_a_member_that_is_not_what_the_directory_says_is_a_user_s_error(tmp_path
         whole.write_bytes(data[:length])
         with pytest.raises(DatasetError, match="which cannot be read"):
             file.read()
+
+
+@pytest.mark.parametrize("offset", [30_000, 1 << 62, 1 << 63, (1 << 64) - 1])
+def test_a_member_behind_the_end_of_its_zip_is_a_user_s_error(tmp_path: Path, offset: int) -> None:
+    path = zip_of(tmp_path / "a.zip", (BAND, b"x" * 50))
+    (file, _), *_ = archive.files_in_zip(str(path))
+    assert file.member is not None
+    moved = replace(file, member=replace(file.member, offset=offset))
+    with pytest.raises(DatasetError, match="does not hold it where it says"):
+        moved.read()
 
 
 def test_a_zip_with_a_directory_of_unheard_of_size_is_told(

@@ -200,6 +200,15 @@ def test_a_cluster_that_nobody_runs_is_found_out_at_once(tmp_path: Path) -> None
     assert "no connection to the Ray cluster '127.0.0.1:1'" in done.stderr
     assert "ray start --head" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_a_host_that_no_machine_can_be_called_is_not_reached(host: str, tmp_path: Path) -> None:
+    work = RaySpread(lambda: str, tmp_path)
+    with pytest.raises(ClusterError, match=f"no connection to the Ray cluster '{host}:6379'"):
+        list(results_on_ray(f"{host}:6379", [1], work))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_field_is_not_spread(tmp_path: Path) -> None:

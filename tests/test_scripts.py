@@ -19,7 +19,7 @@ import compare_ptq  # noqa: E402
 from measure_calibration import MEMORY_LIMIT, PLAIN, TIME_LIMITS, row_of  # noqa: E402
 from ptq import jobs  # noqa: E402
 from ptq.networks import NETWORKS, networks_there  # noqa: E402
-from update_readme import readme_with_table  # noqa: E402
+from update_readme import TABLES, readme_with_table  # noqa: E402
 
 sys.path[:] = _BEFORE
 
@@ -46,6 +46,12 @@ def test_a_table_takes_the_place_between_its_markers_alone() -> None:
 def test_a_readme_without_its_markers_is_refused(readme: str) -> None:
     with pytest.raises(SystemExit, match="without one <!-- t --> and one <!-- end of t -->"):
         readme_with_table(readme, "t", "new")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_the_readme_is_that_of_its_committed_record(name: str) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert readme_with_table(readme, name, TABLES[name]()) == readme
 
 
 # --- measure_calibration --------------------------------------------------------------------------

@@ -100,6 +100,21 @@ def test_what_a_masked_array_hides_is_nodata(tmp_path: Path) -> None:
             np.testing.assert_array_equal(seg(given), expected(hidden))
 
 
+def test_what_no_float32_holds_is_hidden_or_refused_without_a_warning(tmp_path: Path) -> None:
+    scene = reflectances(HW).astype(np.float64)
+    scene[3, 4] = 1e300
+    hidden = scene.copy()
+    hidden[3, 4] = -10000.0
+    planes = {"G": scene[:, :, 0], "N": scene[:, :, 1].clip(-1, 1).astype(np.float32)}
+    planes["E"] = planes["N"]
+    with Segmenter.open(band_bundle(tmp_path, HW)) as seg:
+        masked = seg(np.ma.masked_greater(scene, 1e10))
+        np.testing.assert_array_equal(masked, expected(hidden.astype(np.float32)))
+        for given in (scene, planes):
+            with pytest.raises(ImageError, match="expected finite values that a float32 can hold"):
+                seg(given)
+
+
 def test_band_files_give_the_labels_of_their_arrays(tmp_path: Path) -> None:
     scene = write_scene(tmp_path / "씬", 3, hw=HW)
     array = np.stack([scene.bands[letter] for letter in "GNE"], axis=2)

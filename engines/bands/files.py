@@ -228,7 +228,7 @@ def _tiffs_and_folders(folder: Path) -> Tuple[List[Path], List[Path]]:
     """TIFFs and folders directly in `folder`, by name, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            shown = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(".")]
+            shown = [(e.name, _is_dir(e)) for e in entries if not e.name.startswith(".")]
     except OSError as error:
         raise ImageError(
             f"folder {str(folder)!r}: {error.strerror}",
@@ -238,3 +238,11 @@ def _tiffs_and_folders(folder: Path) -> Tuple[List[Path], List[Path]]:
     names = sorted(name for name, is_dir in shown if not is_dir)
     tiffs = [folder / name for name in names if name.lower().endswith(TIFF_SUFFIXES)]
     return tiffs, [folder / name for name, is_dir in sorted(shown) if is_dir]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """A link that leads to itself is none; it fails when it is read, and alone."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

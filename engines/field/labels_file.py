@@ -43,6 +43,7 @@ def write_labels_file(
     """
     rasterio = rasterio_package()
     partial = work.folder / RASTER_NAME
+    _remove(partial)  # what a kill has left of it: rasterio fails to open it, to delete it
     height, width = work.hw
     profile = {
         "driver": "GTiff",

@@ -61,6 +61,8 @@ def opened_field(
         if recipe is not None and not stretched:
             # As the network takes them: three are the other way round (BandRecipe.channels).
             bands = [bands[recipe.letters.index(letter)] for letter in recipe.channels]
+        if nodata is not None and not np.isnan(nodata) and not stretched:
+            _check_byte(nodata)
         layers = _layers(bands, nodata, is_byte=not stretched)
         window = network.predictor.input_hw
         raster = FieldRaster(layers, len(bands), recipe if stretched else None, window)
@@ -136,7 +138,7 @@ def _indexes(
         return colours
     if len(colours) < count:
         raise ImageError(
-            f"{dataset.name!r} with {len(colours)} bands",
+            f"{dataset.name!r} with {len(colours)} band{'s' * (len(colours) != 1)}",
             expected=f"{count} bands, for the {meant}",
             do="give the raster that the network was trained for",
         )
@@ -196,6 +198,15 @@ def _layers(bands: List[Tuple[Any, int]], nodata: Optional[float], *, is_byte: b
             )
         )
     return layers
+
+
+def _check_byte(nodata: float) -> None:
+    if _usable(nodata, is_byte=True) is None:
+        raise ConfigError(
+            f"--nodata {nodata:g} for bands of 8 bits",
+            expected="a whole number from 0 to 255",
+            do="give the value that stands for no data in this raster, or leave --nodata out",
+        )
 
 
 def _usable(nodata: Optional[float], *, is_byte: bool) -> Optional[float]:

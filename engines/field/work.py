@@ -48,9 +48,15 @@ class Work:
         self._about: Dict[str, Any] = {}
         self._labels = self._lock = -1
         self._saved = 0.0
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise OutputError(
+                f"{str(self.folder)!r}, which is not a folder",
+                expected="nothing of this name, or the folder of an interrupted run",
+                do="remove it, or choose another --out",
+            )
         with _told(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            if self.folder.is_symlink() or not self.folder.is_dir():
+            if not self.folder.is_dir():
                 self.folder.mkdir()
             self._lock = _locked(self.folder / LOCK_NAME)
 

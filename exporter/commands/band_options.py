@@ -18,7 +18,7 @@ class Nodata(Number):
 
     def __init__(self) -> None:
         super().__init__(-_LARGEST, _LARGEST)
-        self.name = "VALUE"
+        self.name, self.example = "VALUE", NODATA
 
 
 def band_options(function: Command) -> Command:

@@ -102,7 +102,14 @@ def field_values(values: dict[str, Any], out: Path, *, is_field: bool) -> dict[s
             if is_field
             else "give --out NAME.tif to segment one GeoTIFF of any size, or leave it out",
         )
-    return {name: values.pop(name) for name in _OF_FIELDS}
+    of_field = {name: values.pop(name) for name in _OF_FIELDS}
+    if of_field["min_area_m2"] and not of_field["vectorize"]:
+        raise ConfigError(
+            "--min-area without --vectorize",
+            expected="both: it is the area of the smallest polygon",
+            do="add --vectorize, or leave --min-area out",
+        )
+    return of_field
 
 
 def _spelling(context: click.Context, names: Iterable[str]) -> str:

@@ -58,7 +58,9 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
             return value
         numbers = tuple(map(_number, str(value).split(",")))
         if not all(map(math.isfinite, numbers)):
-            raise _refused(param, value, "numbers separated by commas", "123.675,116.28,103.53")
+            example = getattr(param, "default", None)
+            example = example if isinstance(example, str) else "123.675,116.28,103.53"
+            raise _refused(param, value, "numbers separated by commas", example)
         return numbers
 
 
@@ -66,13 +68,15 @@ class Number(click.ParamType):  # type: ignore[type-arg]
     """A number from `low` to `high`; click's own FloatRange lets NaN pass."""
 
     def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
+        self.low, self.high, self.example = low, high, high
         self.name = f"{low:g}..{high:g}"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         number = _number(str(value))
         if not self.low <= number <= self.high:
-            example = param.default if param is not None else self.high
+            # Without a default newer versions of click have an object of their own there.
+            default = getattr(param, "default", None)
+            example = default if isinstance(default, (int, float)) else self.example
             raise _refused(param, value, f"a number from {self.low:g} to {self.high:g}", example)
         return number
 

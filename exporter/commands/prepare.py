@@ -27,7 +27,7 @@ EXAMPLES = """
 \b
 Examples:
   riceseg prepare raw/ --out data/ --bands GNE
-  riceseg prepare raw/TS_org.zip --out data/ --bands RGBNE --format npy
+  riceseg prepare raw/ --out five/ --bands RGBNE --format npy
   riceseg prepare raw/ --out all/ --all-combinations --jobs 8
   riceseg prepare /nas/raw --out /nas/data --bands GNE --ray auto
   riceseg export --checkpoint best.pth --int8 --calib data --val data

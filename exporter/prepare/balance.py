@@ -55,6 +55,16 @@ def balance_rows(
     return tuple(rows)
 
 
+def empty_parts(rows: Sequence[BalanceRow], shares: Sequence[float]) -> tuple[str, ...]:
+    """A line for each part that was to have a share of the scenes and has none."""
+    filled = {row.part for row in rows if row.of_scenes}
+    return tuple(
+        f"no scene in {part}: too few scenes for a share of {share:g}"
+        for part, share in zip(PARTS, shares, strict=True)
+        if share > 0 and part not in filled
+    )
+
+
 def absent_classes(rows: Sequence[BalanceRow]) -> tuple[str, ...]:
     """A line for each class that is in the data set and not in one of its parts."""
     present = {row.index for row in rows if row.part == ALL and row.scenes}

@@ -146,7 +146,7 @@ def _scene(record: Mapping[str, Any]) -> FinishedScene | None:
         stamps = tuple(tuple(stamp) for stamp in record["stamps"])
         warnings = tuple(str(text) for text in record["warnings"])
         name, part = record["name"], record["part"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):  # int(Infinity)
         return None
     if not isinstance(name, str) or part not in ("", *PARTS) or len(pixels) != len(RICE_CLASSES):
         return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -178,6 +180,7 @@ def _started(settings: SceneSettings, jobs: int) -> Iterator[ProcessPoolExecutor
     if "forkserver" in methods:
         # Imported once for all workers; what is not there is passed over.
         context.set_forkserver_preload([__name__, "cv2", "PIL.Image", "PIL.PngImagePlugin"])
+        _start_server()
     stop = context.Event()
     pool = ProcessPoolExecutor(jobs, context, _begin, (settings, stop))
     try:
@@ -185,6 +188,19 @@ def _started(settings: SceneSettings, jobs: int) -> Iterator[ProcessPoolExecutor
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_server() -> None:
+    """Start the process that forks workers, all of which inherit that Ctrl-C is held back.
+
+    Else one that is still importing prints a traceback for it.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # here, because it lets Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 Spread = Callable[[Sequence[SceneTask], SceneSettings, int], Iterator[Outcome]]

@@ -162,10 +162,13 @@ def _add_folder(top: str, found: _Found) -> list[str]:
         for entry in inside:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                below.append(entry.path)
-            elif entry.is_file():
-                _add_file(entry, found, archives)
+            try:
+                if entry.is_dir():
+                    below.append(entry.path)
+                elif entry.is_file():
+                    _add_file(entry, found, archives)
+            except OSError as error:  # a link to itself, or to where one may not look
+                found.leave_out(FileRef(entry.path), f"a link that leads nowhere: {error.strerror}")
         folders += reversed(below)
     return archives
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from engines.errors import DatasetError, OutputError
 from engines.progress import Progress
-from exporter.prepare.balance import absent_classes, balance_rows
+from exporter.prepare.balance import absent_classes, balance_rows, empty_parts
 from exporter.prepare.journal import Journal
 from exporter.prepare.places import (
     Places,
@@ -93,7 +93,8 @@ def _scenes(
     tasks = [SceneTask(scene, known.get(scene.name)) for scene in source.scenes]
     jobs = making.request.jobs or max(1, min(cores(), len(tasks) // SCENES_PER_JOB))
     finished: dict[str, FinishedScene] = {}
-    left_out = [LeftOut(item.where, item.reason) for item in source.left_out]
+    told = tuple(LeftOut(item.where, item.reason) for item in source.left_out)
+    left_out: list[LeftOut] = []
     with making.progress.stage("prepare scenes"), _kept(making):
         outcomes = spread(tasks, making.settings, jobs)
         with contextlib.closing(outcomes):  # type: ignore[type-var]
@@ -105,7 +106,8 @@ def _scenes(
                 else:
                     left_out.append(_left_out(outcome, making.request))
                 making.progress.advance(done, len(tasks))
-    return {name: finished[name] for name in sorted(finished)}, tuple(left_out)
+    left_out.sort(key=lambda item: item.name)  # They came in the order of the processes.
+    return {name: finished[name] for name in sorted(finished)}, (*told, *left_out)
 
 
 @contextlib.contextmanager
@@ -164,6 +166,7 @@ def _told(
     parts = {scene.name: scene.part for scene in scenes}
     rows = balance_rows({scene.name: scene.pixels for scene in scenes}, parts)
     warnings = [f"{scene.name}: {text}" for scene in scenes for text in scene.warnings]
+    warnings += empty_parts(rows, making.request.shares)
     warnings += absent_classes(rows)
     warnings += [f"{place} is no file of this data set" for place in foreign]
     reused = sum(scene.reused for scene in scenes)

@@ -85,6 +85,8 @@ class FileRef:
     def _unpacked(self, file: BinaryIO, member: ZipMember) -> bytes:
         if max(member.bytes, member.packed_bytes) > MAX_FILE_BYTES:
             raise self._unreadable(f"more than {MAX_FILE_BYTES >> 20} MiB")
+        if member.offset >= os.fstat(file.fileno()).st_size:  # up to what no seek can take
+            raise self._unreadable("the zip does not hold it where it says")
         file.seek(member.offset)
         header = file.read(_LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or not header.startswith(_LOCAL_MARK):
