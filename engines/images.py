@@ -220,16 +220,23 @@ def _rgb_array(image: PillowImage) -> Image:
     return np.array(np.asarray(image)[:, :, :3], order="C")
 
 
-def _image_from_npy(path: Path, channels: int) -> Image:
+def array_in_npy(path: Path) -> Any:
+    """The array of a .npy file, of any dtype and shape, mapped; ImageError for any other file.
+
+    Mapped, so that a header that promises more than the file holds costs no memory.
+    """
     try:
-        # Mapped, so that a header that promises more than the file holds costs no memory.
-        stored: Any = np.lib.format.open_memmap(os.fspath(path), mode="r")
+        return np.lib.format.open_memmap(os.fspath(path), mode="r")
     except Exception as error:  # The header is text that numpy evaluates: any error is possible.
         raise ImageError(
             f"{str(path)!r}, which cannot be read ({error})",
-            expected=f"a .npy file of uint8 with shape (height, width, {channels})",
+            expected="a .npy file of numbers with shape (height, width, channels)",
             do="save it again with numpy.save",
         ) from error
+
+
+def _image_from_npy(path: Path, channels: int) -> Image:
+    stored = array_in_npy(path)
     shape: Tuple[int, ...] = stored.shape
     if (
         stored.dtype != np.uint8

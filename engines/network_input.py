@@ -68,7 +68,7 @@ class NetworkInput:
         cannot be used, and for a band that is all nodata or constant.
         """
         if not _are_bands(given):
-            _check_image(given, self._spec.channels)
+            _check_image(given, self._spec.channels, self._recipe)
             return cast("Image", given)
         recipe = self._checked_recipe(given)
         return composite_from_bands(_stacked(given, recipe), recipe)
@@ -235,12 +235,14 @@ def _checked_plane(plane: Any, letter: str) -> Any:
     return plane
 
 
-def _check_image(image: Any, channels: int) -> None:
+def _check_image(image: Any, channels: int, recipe: Optional[BandRecipe]) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", None) or type(image).__name__
+        bands = "" if recipe is None else f", bands (H, W, {len(recipe.letters)}) of float32 or "
+        bands += "" if recipe is None else f"uint16, or a mapping of {recipe.letters} to files"
         raise InputError(
             f"an image of {kind}",
-            expected="a numpy array of uint8, RGB values 0..255",
+            expected=f"a numpy array of uint8, RGB values 0..255{bands}",
             do="do not normalise (the graph does it); numpy.asarray(image, numpy.uint8) for others",
         )
     if image.ndim == 3 and image.shape[2] == channels and image.size > 0:

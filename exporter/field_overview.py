@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from calibration.image_set.lettering import Lettering, lettering_for
-from engines.errors import OutputError
 from engines.field.palette import NODATA, UNNAMED_RGB
+from exporter.picture_file import write_picture
 from exporter.strips import overlay
 
 if TYPE_CHECKING:
@@ -52,7 +51,8 @@ def write_overview(
     rgb[nowhere] = tinted[nowhere] = PAPER
     entries = _entries(areas, palette)
     lettering = lettering_for([title, *(entry.name for entry in entries)], TEXT_SIZE)
-    _save(_sheet(title, (rgb, tinted), entries, lettering), path)
+    sheet = _sheet(title, (rgb, tinted), entries, lettering)
+    write_picture(sheet, path, do="free some space, or pass --no-overview")
     return lettering.missing
 
 
@@ -135,18 +135,3 @@ def _sheet(
             start = left + end - lettering.font.getlength(number)
             draw.text((start, upper - 4), number, fill=_INK, font=lettering.font)
     return sheet
-
-
-def _save(sheet: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        sheet.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{str(path)!r}: {error.strerror or error}",
-            expected="room and leave to write",
-            do="free some space, or pass --no-overview",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

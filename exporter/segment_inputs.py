@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,13 @@ from engines.bands.names import TIFF_SUFFIXES, is_band_name
 from engines.bundle import Bundle
 from engines.decoding import MAX_PIXELS
 from engines.errors import ImageError, InputError
-from engines.images import IMAGE_SUFFIXES, files_in_folder, image_files_from, image_from_file
+from engines.images import (
+    IMAGE_SUFFIXES,
+    array_in_npy,
+    files_in_folder,
+    image_files_from,
+    image_from_file,
+)
 from engines.segmenter import Segmenter
 
 Picture: TypeAlias = "np.ndarray[Any, Any]"  # (H, W, C) uint8
@@ -112,15 +117,7 @@ def _is_array(path: Path) -> bool:
 
 def _array_from_npy(path: Path, count: int) -> Picture:
     """(H, W, count): uint8 is an image, wider integers and floats are bands."""
-    try:
-        # Mapped, so that a header that promises more than the file holds costs no memory.
-        stored: Any = np.lib.format.open_memmap(os.fspath(path), mode="r")
-    except Exception as error:  # The header is text that numpy evaluates: any error is possible.
-        raise ImageError(
-            f"{str(path)!r}, which cannot be read ({error})",
-            expected=f"a .npy file with shape (height, width, {count})",
-            do="save it again with numpy.save",
-        ) from error
+    stored = array_in_npy(path)
     shape: tuple[int, ...] = stored.shape
     fits = len(shape) == 3 and shape[2] == count and 0 < shape[0] * shape[1] <= MAX_PIXELS
     if not fits or stored.dtype.kind not in "fiu":

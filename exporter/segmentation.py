@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from engines.bundle_runtime import Wish, open_bundle
 from engines.errors import ImageError, OutputError
 from engines.progress import Progress
 from engines.segmenter import Segmenter
+from exporter.picture_file import write_picture
 from exporter.segment_inputs import SegmentItem, items_from, picture_from
 from exporter.strips import UNNAMED_RGB, overlay
 
@@ -76,10 +76,10 @@ def segment_one(
     """
     image = picture_from(item, segmenter, convert=options.convert_images)
     labels = segmenter(image)
-    _save(_palette_image(labels, segmenter.palette), out / "labels" / f"{item.name}.png")
+    write_picture(_palette_image(labels, segmenter.palette), out / "labels" / f"{item.name}.png")
     if options.alpha is not None:
         drawn = overlay(image, labels, segmenter.palette, options.alpha)
-        _save(Image.fromarray(drawn), out / "overlays" / f"{item.name}.jpg")
+        write_picture(Image.fromarray(drawn), out / "overlays" / f"{item.name}.jpg")
 
 
 def opened_segmenter(folder: Path, options: SegmentOptions, progress: Progress) -> Segmenter:
@@ -115,18 +115,3 @@ def _palette_image(
     picture = Image.fromarray(labels)
     picture.putpalette([value for rgb in colours for value in rgb])
     return picture
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        picture.save(temporary, format="PNG" if path.suffix == ".png" else "JPEG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: {error.strerror or error}",
-            expected="room and leave to write",
-            do="free some space or choose another --out",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
