@@ -120,6 +120,7 @@ def make_scenes(raw: Path, count: int, side: int) -> None:
 
 def timed(command: Sequence[object]) -> float:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    os.sync()  # or what the run before left to be written is written during this one
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, *map(str, command)],

@@ -89,10 +89,10 @@ class Trap(threading.Thread):
                 time.sleep(0.005)
                 continue
             if len(self.killed) < self._kills:
-                for pid in self._readers():
-                    self.killed.append(pid)
-                    os.kill(pid, signal.SIGKILL)
-                    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], 5)
+                for reader in self._readers():
+                    self.killed.append(reader.pid)
+                    reader.kill()
+                    psutil.wait_procs([reader], 5)
             else:
                 os.write(end, self._data)
                 self._over.set()  # its reader may still have it open: it must not get it twice
@@ -102,10 +102,10 @@ class Trap(threading.Thread):
         self._over.set()
         self.join()
 
-    def _readers(self) -> list[int]:
+    def _readers(self) -> list[psutil.Process]:
         while True:
             children = psutil.Process().children(recursive=True)
-            found = [child.pid for child in children if self._reads(child.pid)]
+            found = [child for child in children if self._reads(child.pid)]
             if found:
                 return found
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,10 +88,15 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def _record(scene: FinishedScene) -> dict[str, Any]:
-    record = asdict(scene)
-    del record["reused"]
-    record["files"] = [[file.place, file.size, file.crc32] for file in scene.files]
-    return record
+    # Not dataclasses.asdict, which copies every part of it: 0.1 ms a scene.
+    return {
+        "name": scene.name,
+        "stamps": scene.stamps,
+        "files": [[file.place, file.size, file.crc32] for file in scene.files],
+        "pixels": scene.pixels,
+        "warnings": scene.warnings,
+        "part": scene.part,
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, FinishedScene]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines.errors import MissingPackageError
+from exporter.prepare.checksum import crc32
 
 if TYPE_CHECKING:
     from engines.resize import Image, Labels
@@ -26,7 +27,7 @@ Compress = Callable[[bytes], bytes]
 
 _START = b"\x89PNG\r\n\x1a\n"
 _SUB = 1  # the filter: each byte less the one of the pixel to its left
-_CRC_OF_KIND = {kind: zlib.crc32(kind) for kind in (b"IHDR", b"IDAT", b"IEND")}
+_CRC_OF_KIND = {kind: crc32(kind) for kind in (b"IHDR", b"IDAT", b"IEND")}
 _PIECE = 8192  # libpng's buffer: bytes of one IDAT chunk
 # Below it libpng writes a smaller window into zlib's header. It filters no row of one pixel either.
 _LEAST_BYTES = 1 << 16
@@ -92,7 +93,7 @@ def _png(image: Image, compress: Compress) -> bytes:
 
 
 def _chunk(kind: bytes, data: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
-    check = zlib.crc32(data, _CRC_OF_KIND[kind])
+    check = crc32(data, _CRC_OF_KIND[kind])
     return struct.pack(">I", len(data)) + kind, data, struct.pack(">I", check)
 
 

@@ -9,7 +9,6 @@ import contextlib
 import io
 import os
 import secrets
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from engines.bands.files import bands_from_files
 from engines.bands.recipe import LETTERS, BandRecipe
 from engines.bands.tiff import BandBytes, BandFile
 from engines.errors import DatasetError, MissingPackageError, OutputError, UserError
+from exporter.prepare.checksum import crc32
 from exporter.prepare.labels_json import scene_labels_from_json
 from exporter.prepare.masks import mask_from_polygons
 from exporter.prepare.png import png_of_composite, png_of_mask
@@ -240,7 +240,7 @@ def _tiff(image: Image) -> bytes:
 def _written(path: Path, data: bytes, settings: SceneSettings) -> WrittenFile:
     write_whole(path, data)
     place = path.relative_to(settings.out).as_posix()
-    return WrittenFile(place, len(data), zlib.crc32(data))
+    return WrittenFile(place, len(data), crc32(data))
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
@@ -290,7 +290,7 @@ def _is_whole(path: Path, file: WrittenFile) -> bool:
     try:
         if path.stat().st_size != file.size:
             return False
-        return zlib.crc32(path.read_bytes()) == file.crc32
+        return crc32(path.read_bytes()) == file.crc32
     except OSError:
         return False
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from engines.errors import DatasetError
+from exporter.prepare.checksum import crc32
 
 MAX_FILE_BYTES = 256 << 20  # a band of 8192x8192 in float32
 
@@ -96,7 +97,7 @@ class FileRef:
         data = file.read(member.packed_bytes)
         if member.deflated and len(data) == member.packed_bytes:
             data = self._inflated(data, member.bytes)
-        if len(data) != member.bytes or zlib.crc32(data) != member.crc:
+        if len(data) != member.bytes or crc32(data) != member.crc:
             raise self._unreadable("the zip is cut short or damaged")
         return data
 
