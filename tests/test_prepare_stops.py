@@ -138,13 +138,14 @@ def with_trap(tmp_path: Path, kills: int) -> tuple[list[SceneTask], Trap]:
 def test_the_scenes_of_a_killed_worker_are_done_by_another(
     tmp_path: Path, settings: SceneSettings
 ) -> None:
-    tasks, trap = with_trap(tmp_path, kills=2)
+    # Once: a worker that dies late had no other scene, and for two such deaths its scene is blamed.
+    tasks, trap = with_trap(tmp_path, kills=1)
     trap.start()
     try:
         outcomes = list(outcomes_here(tasks, settings, 2))
     finally:
         trap.stop()
-    assert len(trap.killed) == 2
+    assert len(trap.killed) == 1
     assert sorted(outcome.name for outcome in outcomes) == [task.scene.name for task in tasks]
     assert all(isinstance(outcome, FinishedScene) for outcome in outcomes)
 
