@@ -238,8 +238,11 @@ def _checked_plane(plane: Any, letter: str) -> Any:
 def _check_image(image: Any, channels: int, recipe: Optional[BandRecipe]) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", None) or type(image).__name__
-        bands = "" if recipe is None else f", bands (H, W, {len(recipe.letters)}) of float32 or "
-        bands += "" if recipe is None else f"uint16, or a mapping of {recipe.letters} to files"
+        bands = ""
+        if recipe is not None:
+            letters = recipe.letters
+            bands = f", bands (H, W, {len(letters)}) of float32 or uint16, or a mapping of "
+            bands += f"{letters} to files"
         raise InputError(
             f"an image of {kind}",
             expected=f"a numpy array of uint8, RGB values 0..255{bands}",

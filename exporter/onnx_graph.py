@@ -140,16 +140,15 @@ def multiplied_at(net: nn.Module, wanted: str | None) -> nn.Module:
 
     Raises ConfigError when something is asked of a network that is no Mask2Former.
     """
-    if wanted is not None and not isinstance(net, Mask2Former):
+    if wanted is None:
+        return net
+    if not isinstance(net, Mask2Former):
         raise ConfigError(
             f"--mask-products {wanted}",
             expected="a Mask2Former, which multiplies classes and masks",
             do="leave it out",
         )
-    if wanted == "quarter":
-        assert isinstance(net, Mask2Former)
-        return with_quarter_products(net)
-    return net
+    return with_quarter_products(net) if wanted == "quarter" else net
 
 
 def decomposed_layer_norms(net: nn.Module, model: onnx.ModelProto) -> tuple[str, ...]:

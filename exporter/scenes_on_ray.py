@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.bundle import bundle_from_folder
-from engines.errors import ClusterError, DatasetError, ImageError
+from engines.errors import ClusterError, ImageError
 from engines.progress import PlainProgress, Progress
 from exporter.on_ray import MAX_DEATHS, Lost, Spread, check_address, results_on_ray
-from exporter.prepare.scene import FailedScene, Outcome, SceneSettings, SceneTask, prepare_scene
+from exporter.prepare.scene import (
+    Outcome,
+    SceneSettings,
+    SceneTask,
+    prepare_scene,
+    scene_that_kills,
+)
 from exporter.segment_inputs import SegmentItem, items_from
-from exporter.segmentation import SegmentOptions, make_folders, opened_segmenter, segment_one
+from exporter.segmentation import SegmentOptions, folders_in, opened_segmenter, segment_one
 
 
 def outcomes_on_ray(
@@ -41,7 +47,9 @@ def outcomes_on_ray(
     )
     with contextlib.closing(results):
         for index, outcome in results:
-            yield _lost(scenes[index].name) if isinstance(outcome, Lost) else outcome
+            died = f"of which {MAX_DEATHS} workers died"
+            name = scenes[index].name
+            yield scene_that_kills(name, died) if isinstance(outcome, Lost) else outcome
 
 
 def _preparer(settings: SceneSettings, folder: str | None) -> Callable[[SceneTask], Outcome]:
@@ -72,16 +80,6 @@ def _enter(folder: str | None) -> None:
             expected="data in folders that every machine of the cluster sees",
             do="give absolute paths of such folders",
         ) from error
-
-
-def _lost(name: str) -> FailedScene:
-    return FailedScene(
-        name,
-        DatasetError,
-        f"scene {name}, of which {MAX_DEATHS} workers died",
-        "a scene that memory suffices for",
-        "look at the size of its files, or leave it out",
-    )
 
 
 # --- segment --------------------------------------------------------------------------------------
@@ -116,13 +114,15 @@ def segment_on_ray(
     check_address(address)
     found = bundle_from_folder(bundle)
     items, left_out = items_from(images, found)
-    missing = [folder for folder in (out / "labels", out / "overlays", out) if not folder.exists()]
-    make_folders(out, options)
     files = [file for item in items for file in _files(item)]
     begin = functools.partial(_segmenting, bundle, out, options, _folder_for([bundle, out, *files]))
     results = results_on_ray(address, items, Spread(begin, out, gpus=options.runtime != "onnx"))
     skipped: dict[int, str] = {}
-    with _without_empty(missing), progress.stage("segment"), contextlib.closing(results):
+    with (
+        folders_in(out, options),
+        progress.stage("segment"),
+        contextlib.closing(results),
+    ):
         for done, (index, answer) in enumerate(results, start=1):
             if answer is not None:
                 bad = _died(items[index]) if isinstance(answer, Lost) else answer
@@ -131,18 +131,6 @@ def segment_on_ray(
                 skipped[index] = f"{items[index].title}: {bad.as_error()}"
             progress.advance(done, len(items))
     return len(items) - len(skipped), [*left_out, *(skipped[index] for index in sorted(skipped))]
-
-
-@contextlib.contextmanager
-def _without_empty(folders: Iterable[Path]) -> Iterator[None]:
-    """Removes, after an error, those of `folders` that nothing was written into."""
-    try:
-        yield
-    except BaseException:
-        for folder in folders:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def _files(item: SegmentItem) -> Iterable[Path]:
@@ -154,7 +142,8 @@ def _segmenting(
 ) -> Callable[[SegmentItem], _Bad | None]:
     _enter(folder)
     quiet = PlainProgress(io.StringIO())
-    segmenter = opened_segmenter(bundle, replace(options, threads=1), quiet)
+    found = bundle_from_folder(bundle)
+    segmenter = opened_segmenter(bundle, found, replace(options, threads=1), quiet)
 
     def segment(item: SegmentItem) -> _Bad | None:
         try:

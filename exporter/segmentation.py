@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engines.bundle import bundle_from_folder
+from engines.bundle import Bundle, bundle_from_folder
 from engines.bundle_runtime import Wish, open_bundle
 from engines.errors import ImageError, OutputError
 from engines.progress import Progress
@@ -50,11 +51,15 @@ def segment_images(
     `skip_bad` what could not be read. Raises BundleError, ImageError (without `skip_bad`) or
     OutputError.
     """
-    items, left_out = items_from(images, bundle_from_folder(bundle))
+    found = bundle_from_folder(bundle)
+    items, left_out = items_from(images, found)
     skipped = list(left_out)
     written = 0
-    with opened_segmenter(bundle, options, progress) as segmenter, progress.stage("segment"):
-        make_folders(out, options)
+    with (
+        opened_segmenter(bundle, found, options, progress) as segmenter,
+        progress.stage("segment"),
+        folders_in(out, options),
+    ):
         for done, item in enumerate(items, start=1):
             try:
                 segment_one(segmenter, item, out, options)
@@ -72,7 +77,7 @@ def segment_one(
 ) -> None:
     """Read one image or scene and write its labels and overlay, each in one step.
 
-    `make_folders` comes before. Raises ImageError for what cannot be read, and OutputError.
+    It needs `folders_in`. Raises ImageError for what cannot be read, and OutputError.
     """
     image = picture_from(item, segmenter, convert=options.convert_images)
     labels = segmenter(image)
@@ -82,9 +87,10 @@ def segment_one(
         write_picture(Image.fromarray(drawn), out / "overlays" / f"{item.name}.jpg")
 
 
-def opened_segmenter(folder: Path, options: SegmentOptions, progress: Progress) -> Segmenter:
-    """The bundle's segmenter; `progress` shows the build of an engine, which takes minutes."""
-    bundle = bundle_from_folder(folder)
+def opened_segmenter(
+    folder: Path, bundle: Bundle, options: SegmentOptions, progress: Progress
+) -> Segmenter:
+    """Of the bundle in `folder`; `progress` shows the build of an engine, which takes minutes."""
     wish = Wish(options.precision, options.runtime, threads=options.threads)
     with progress.stage("open"):
         opened = open_bundle(folder, bundle, wish, progress=progress)
@@ -93,17 +99,34 @@ def opened_segmenter(folder: Path, options: SegmentOptions, progress: Progress) 
     return segmenter
 
 
-def make_folders(out: Path, options: SegmentOptions) -> None:
-    """The folders that `segment_one` writes to; OutputError where they cannot be made."""
-    for name in ("labels",) if options.alpha is None else ("labels", "overlays"):
-        try:
-            (out / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{out / name}: {error.strerror}",
-                expected="a folder that can be written to",
-                do="choose another --out",
-            ) from error
+@contextlib.contextmanager
+def folders_in(out: Path, options: SegmentOptions) -> Iterator[None]:
+    """The folders that `segment_one` writes to; OutputError where they cannot be made.
+
+    After an error those are removed again that were made here and that nothing was written into.
+    """
+    names = ("labels",) if options.alpha is None else ("labels", "overlays")
+    made = [folder for folder in (*(out / name for name in names), out) if not folder.exists()]
+    try:
+        for name in names:
+            _make(out / name)
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: {error.strerror}",
+            expected="a folder that can be written to",
+            do="choose another --out",
+        ) from error
 
 
 def _palette_image(

@@ -55,16 +55,20 @@ cheap (uint8[N, 512, 512, 3] image) => (float[N, {outputs}, 512, 512] logits)
 """
 
 
-def write_field(path: Path, side: int) -> Path:
-    """Patches with noise, as hard to unpack as a photo."""
-    rng = np.random.default_rng(0)
-    profile = {
-        "driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8",
-        "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate",
+def profile(width: int, height: int, *, block: int) -> dict[str, Any]:
+    """Of an RGB GeoTIFF in tiles of `block` pixels."""
+    return {
+        "driver": "GTiff", "width": width, "height": height, "count": 3, "dtype": "uint8",
+        "tiled": True, "blockxsize": block, "blockysize": block, "compress": "deflate",
         "photometric": "rgb", "crs": "EPSG:5186",
         "transform": rasterio.Affine(0.05, 0, 200_000, 0, -0.05, 550_000),
     }  # fmt: skip
-    with rasterio.open(path, "w", **profile) as file:
+
+
+def write_field(path: Path, side: int) -> Path:
+    """Patches with noise, as hard to unpack as a photo."""
+    rng = np.random.default_rng(0)
+    with rasterio.open(path, "w", **profile(side, side, block=256)) as file:
         for top in range(0, side, 256):
             height = min(256, side - top)
             colours = rng.integers(30, 220, (3, 4, side // 64 + 1))
@@ -76,14 +80,8 @@ def write_field(path: Path, side: int) -> Path:
 
 def write_constant(path: Path, width: int, height: int) -> Path:
     """Large, and small on disk; every pixel is data."""
-    profile = {
-        "driver": "GTiff", "width": width, "height": height, "count": 3, "dtype": "uint8",
-        "tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate",
-        "photometric": "rgb", "crs": "EPSG:5186",
-        "transform": rasterio.Affine(0.05, 0, 200_000, 0, -0.05, 550_000),
-    }  # fmt: skip
     row = np.full((3, 512, width), 100, np.uint8)
-    with rasterio.open(path, "w", **profile) as file:
+    with rasterio.open(path, "w", **profile(width, height, block=512)) as file:
         for top in range(0, height, 512):
             rows = min(512, height - top)
             file.write(row[:, :rows], window=((top, top + rows), (0, width)))

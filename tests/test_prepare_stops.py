@@ -135,16 +135,22 @@ def with_trap(tmp_path: Path, kills: int) -> tuple[list[SceneTask], Trap]:
     return tasks, trap
 
 
+def outcomes_beside(
+    trap: Trap, tasks: list[SceneTask], settings: SceneSettings
+) -> list[FinishedScene | FailedScene]:
+    trap.start()
+    try:
+        return list(outcomes_here(tasks, settings, 2))
+    finally:
+        trap.stop()
+
+
 def test_the_scenes_of_a_killed_worker_are_done_by_another(
     tmp_path: Path, settings: SceneSettings
 ) -> None:
     # Once: a worker that dies late had no other scene, and for two such deaths its scene is blamed.
     tasks, trap = with_trap(tmp_path, kills=1)
-    trap.start()
-    try:
-        outcomes = list(outcomes_here(tasks, settings, 2))
-    finally:
-        trap.stop()
+    outcomes = outcomes_beside(trap, tasks, settings)
     assert len(trap.killed) == 1
     assert sorted(outcome.name for outcome in outcomes) == [task.scene.name for task in tasks]
     assert all(isinstance(outcome, FinishedScene) for outcome in outcomes)
@@ -154,11 +160,7 @@ def test_a_scene_of_which_every_worker_dies_is_left_out_alone(
     tmp_path: Path, settings: SceneSettings
 ) -> None:
     tasks, trap = with_trap(tmp_path, kills=99)
-    trap.start()
-    try:
-        outcomes = list(outcomes_here(tasks, settings, 2))
-    finally:
-        trap.stop()
+    outcomes = outcomes_beside(trap, tasks, settings)
     failed = [outcome for outcome in outcomes if isinstance(outcome, FailedScene)]
     assert [outcome.name for outcome in failed] == [tasks[5].scene.name]
     assert "whose process was killed 2 times" in str(failed[0].as_error())

@@ -18,7 +18,7 @@ from engines.bundle import bundle_from_folder
 from engines.segmenter import Segmenter
 from exporter.commands.group import riceseg
 from exporter.segment_inputs import SegmentItem, items_from
-from exporter.segmentation import SegmentOptions, make_folders, segment_one
+from exporter.segmentation import SegmentOptions, folders_in, segment_one
 from tests.band_bundles import band_bundle, reflectances, stretched
 from tests.five_band_scenes import scene_name, write_band, write_data_set, write_scene
 from tests.tiny_models import tiny_bundle
@@ -225,8 +225,7 @@ def test_the_work_on_a_scene_can_be_sent_to_another_process(bundle: Path, tmp_pa
     options = SegmentOptions(alpha=None)
     work, sent, how = pickle.loads(pickle.dumps((segment_one, items, options)))
     assert sent == tuple(SegmentItem(scene.name, scene.files) for scene in scenes)
-    make_folders(tmp_path / "out", how)
-    with Segmenter.open(bundle) as seg:
+    with Segmenter.open(bundle) as seg, folders_in(tmp_path / "out", how):
         work(seg, sent[1], tmp_path / "out", how)
     assert names_in(tmp_path / "out/labels") == [f"{scenes[1].name}.png"]
 
@@ -242,10 +241,23 @@ def test_a_scene_is_written_whole_or_not_at_all(
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     (item,), _ = items_from(tmp_path / "in", bundle_from_folder(bundle))
-    make_folders(tmp_path / "out", SegmentOptions())
-    with Segmenter.open(bundle) as seg, pytest.raises(KeyboardInterrupt):
-        segment_one(seg, item, tmp_path / "out", SegmentOptions())
-    assert names_in(tmp_path / "out/labels") == []
+    with folders_in(tmp_path / "out", SegmentOptions()):
+        with Segmenter.open(bundle) as seg, pytest.raises(KeyboardInterrupt):
+            segment_one(seg, item, tmp_path / "out", SegmentOptions())
+        assert names_in(tmp_path / "out/labels") == []
+
+
+def test_folders_that_nothing_was_written_into_go_after_an_error(
+    bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bad.png").write_bytes(b"no picture")
+    (tmp_path / "kept/labels").mkdir(parents=True)
+    for out, left in (("new", False), ("kept", True)):
+        error_line(segment(bundle, tmp_path / "in", tmp_path / out))
+        assert (tmp_path / out).exists() == left
+        assert (tmp_path / out / "labels").exists() == left
+        assert not (tmp_path / out / "overlays").exists()
 
 
 def test_an_empty_folder_is_told_what_was_expected(bundle: Path, tmp_path: Path) -> None:

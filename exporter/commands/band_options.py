@@ -6,18 +6,16 @@ from typing import Any
 
 import click
 
-from engines.bands.recipe import NODATA, NORMS, BandRecipe
+from engines.bands.recipe import LARGEST, NODATA, NORMS, BandRecipe
 from engines.errors import ConfigError
 from exporter.commands.options import Command, Number
 
-_LARGEST = 3.4028234663852886e38  # of float32; GDAL and QGIS write its negative as nodata
-
 
 class Nodata(Number):
-    """Any finite float32."""
+    """Any finite float32; GDAL and QGIS write the smallest as nodata."""
 
     def __init__(self) -> None:
-        super().__init__(-_LARGEST, _LARGEST)
+        super().__init__(-LARGEST, LARGEST)
         self.name, self.example = "VALUE", NODATA
 
 

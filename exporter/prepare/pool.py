@@ -16,8 +16,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from engines.errors import DatasetError, OutputError
-from exporter.prepare.scene import FailedScene, Outcome, SceneSettings, SceneTask, prepare_scene
+from engines.errors import OutputError
+from exporter.prepare.scene import (
+    Outcome,
+    SceneSettings,
+    SceneTask,
+    prepare_scene,
+    scene_that_kills,
+)
 
 Chunk = tuple[SceneTask, ...]
 
@@ -120,19 +126,10 @@ class _Workers:
             name = lost[0].scene.name
             self._deaths[name] += 1
             if self._deaths[name] >= MAX_DEATHS:
-                yield _killed(name, self._deaths[name])
+                died = f"whose process was killed {self._deaths[name]} times"
+                yield scene_that_kills(name, died)
                 return
         self._alone.extendleft(reversed(lost))
-
-
-def _killed(name: str, times: int) -> FailedScene:
-    return FailedScene(
-        name,
-        DatasetError,
-        f"scene {name}, whose process was killed {times} times",
-        "a scene that memory suffices for",
-        "look at the size of its files, or leave it out",
-    )
 
 
 # --- inside a worker ------------------------------------------------------------------------------

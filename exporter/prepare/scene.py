@@ -113,6 +113,17 @@ class FailedScene:
         return self.error(self.got, expected=self.expected, do=self.do)
 
 
+def scene_that_kills(name: str, died: str) -> FailedScene:
+    """A scene of which whoever did it died; `died` says how, after its name."""
+    return FailedScene(
+        name,
+        DatasetError,
+        f"scene {name}, {died}",
+        "a scene that memory suffices for",
+        "look at the size of its files, or leave it out",
+    )
+
+
 Outcome = FinishedScene | FailedScene
 
 
