@@ -232,7 +232,7 @@ def noted(path, arguments, descriptors):
     return started(path, arguments, descriptors)
 
 util.spawnv_passfds = noted
-pool._start_server()
+pool.start_server()
 print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 """
     finished = subprocess.run(

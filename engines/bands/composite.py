@@ -55,10 +55,10 @@ class RunningLimits:
         bands = _checked(block, self._recipe)
         nodata = np.float32(self._recipe.nodata)
         for index in range(bands.shape[2]):
-            for _, plane in _planes(bands, index):
-                values = _replaced(plane, plane == nodata, np.float32(np.nan))
-                # fmin and fmax leave NaN out; some versions of numpy warn of it all the same.
-                with np.errstate(invalid="ignore"):
+            # fmin and fmax leave NaN out; some versions of numpy warn of it all the same.
+            with np.errstate(invalid="ignore"):
+                for _, plane in _planes(bands, index):
+                    values = _replaced(plane, plane == nodata, np.float32(np.nan))
                     low = np.fmin.reduce(values, axis=None)
                     high = np.fmax.reduce(values, axis=None)
                     self._low[index] = np.fmin(self._low[index], low)
@@ -107,10 +107,12 @@ def composite_from_bands(
     image: Image = np.empty((height, width, len(recipe.letters)), np.uint8)
     for channel, letter in enumerate(recipe.channels):
         index = recipe.letters.index(letter)
-        for rows, plane in _planes(array, index):
-            values = _stretched(plane, recipe, whole.low[index], whole.high[index])
-            # Its own limits leave nothing outside 0..255.
-            image[rows, :, channel] = values if limits is None else np.clip(values, *_FULL)
+        # What is not measured may be anything.
+        with np.errstate(invalid="ignore", over="ignore"):
+            for rows, plane in _planes(array, index):
+                values = _stretched(plane, recipe, whole.low[index], whole.high[index])
+                # Its own limits leave nothing outside 0..255.
+                image[rows, :, channel] = values if limits is None else np.clip(values, *_FULL)
     return image
 
 
@@ -127,17 +129,20 @@ def nodata_of_bands(bands: BandsArray, recipe: BandRecipe) -> NDArray[np.bool_]:
 
 def _stretched(plane: Plane, recipe: BandRecipe, low: float, high: float) -> Plane:
     """Whole numbers, 0..255 within the limits; each step is rounded to float32, as in training."""
-    smallest = np.float32(low)
-    with np.errstate(invalid="ignore"):
-        measured = plane >= 0  # not NaN either
+    measured = plane >= 0  # not NaN either
     if recipe.nodata >= 0:
         measured &= plane != np.float32(recipe.nodata)
-    values = _replaced(plane, ~measured, smallest)
     if recipe.norm == "chw_minmax":
-        values = values - smallest
+        smallest = np.float32(low)
+        values = plane - smallest
         values /= np.float32(high) - smallest
         values *= np.float32(255)
-    return np.rint(values)
+        np.rint(values, out=values)
+    else:
+        values = np.rint(plane)
+    if not measured.all():
+        np.copyto(values, 0, where=~measured)  # which is what `low` becomes
+    return values
 
 
 def _replaced(plane: Plane, where: NDArray[np.bool_], value: np.float32) -> Plane:
@@ -158,8 +163,11 @@ def _planes(bands: BandsArray, index: int) -> Iterator[Tuple[slice, Plane]]:
     step = max(1, _BLOCK_PIXELS // width)
     for top in range(0, height, step):
         rows = slice(top, min(top + step, height))
-        with np.errstate(over="ignore"):  # What no float32 can hold is found as infinite.
-            yield rows, bands[rows, :, index].astype(np.float32, copy=False)
+        plane = bands[rows, :, index]
+        if plane.dtype != np.float32:
+            with np.errstate(over="ignore"):  # What no float32 can hold is found as infinite.
+                plane = plane.astype(np.float32)
+        yield rows, plane
 
 
 def _checked(bands: BandsArray, recipe: BandRecipe) -> BandsArray:

@@ -147,14 +147,15 @@ def _stays_whole(page: TiffPage, nodata: float) -> bool:
 
 def _read_into(target: Any, band: _OpenBand, nodata: float) -> None:
     """Fill (H, W) with the band, and with `nodata` where its file says so or has NaN."""
-    values = pixels_of_page(band.file, band.where, band.page)
+    values = pixels_of_page(band.file, band.where, band.page, target)
     empty: Any = None
     if band.page.nodata is not None:
         # As the pixels hold it: the tag's text has more digits than a float32.
         with np.errstate(over="ignore"):
             own = band.page.nodata if values.dtype != np.float32 else np.float32(band.page.nodata)
         empty = values == own
-    target[...] = narrowed(values)
+    if values is not target:
+        target[...] = narrowed(values)
     if empty is not None:
         target[empty] = nodata
     with np.errstate(invalid="ignore"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 from typing import NamedTuple, Optional
 
 from engines.bands.recipe import LETTERS
@@ -58,7 +57,7 @@ def is_band_name(path_name: str) -> bool:
 
 def _without_folders(path_name: str) -> str:
     # Names in a zip file may have either separator, whatever this machine's is.
-    return PurePosixPath(path_name.replace("\\", "/")).name
+    return path_name.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _is_tiff(name: str) -> bool:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Iterator, NamedTuple, Tuple, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Iterator, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
@@ -94,7 +93,7 @@ def opened_tiff(source: BandFile) -> Iterator[Tuple[BinaryIO, str]]:
         return
     where = os.fspath(source)
     try:
-        if not Path(where).is_file():  # A pipe would wait for ever.
+        if not os.path.isfile(where):  # A pipe would wait for ever.
             problem = "is no regular file" if os.path.exists(where) else "does not exist"
             raise ImageError(
                 f"{where!r}, which {problem}",
@@ -128,15 +127,18 @@ def narrowed(values: Values) -> Values:
         return values.astype(np.float32)
 
 
-def pixels_of_page(file: BinaryIO, where: str, page: TiffPage) -> Values:
-    """(H, W) of the page's dtype, newly allocated, in this machine's byte order.
+def pixels_of_page(
+    file: BinaryIO, where: str, page: TiffPage, into: Optional[Values] = None
+) -> Values:
+    """(H, W) of the page's dtype, in this machine's byte order.
 
+    Newly allocated, but for `into`, which is used where the pixels can be read straight into it.
     Raises ImageError when they cannot be decoded, MissingPackageError without a decoder for them.
     """
     native = page.dtype.newbyteorder("=")
     try:
         if page.compression == UNCOMPRESSED:
-            return _stored_pixels(file, where, page)
+            return _stored_pixels(file, where, page, into)
         decoded = _decoded_pixels(file, where, page)
     except OSError as error:
         raise damaged_tiff(where, error.strerror or str(error)) from error
@@ -155,10 +157,10 @@ def _decoded_pixels(file: BinaryIO, where: str, page: TiffPage) -> Values:
     raise damaged_tiff(where, f"compressed {page.dtype.name} on a further page")
 
 
-def _stored_pixels(file: BinaryIO, where: str, page: TiffPage) -> Values:
-    width = page.hw[1]
-    values = np.empty(page.hw, page.dtype)
-    across = -(-width // page.block_hw[1])
+def _stored_pixels(file: BinaryIO, where: str, page: TiffPage, into: Optional[Values]) -> Values:
+    fits = into is not None and into.dtype == page.dtype and into.flags.c_contiguous
+    values = into if into is not None and fits else np.empty(page.hw, page.dtype)
+    across = -(-page.hw[1] // page.block_hw[1])
     tile = np.empty(page.block_hw, page.dtype) if page.tiled else None
     for top, count, place in _runs(page):
         rows = values[top : top + count]

@@ -7,6 +7,7 @@ that promises more than it holds costs nothing. Source: TIFF 6.0 and the BigTIFF
 from __future__ import annotations
 
 import os
+import struct
 from typing import TYPE_CHECKING, Any, BinaryIO, Dict, List, Tuple
 
 import numpy as np
@@ -103,37 +104,36 @@ class Directories:
 
     def number(self, tags: Tags, tag: int, default: int) -> int:
         """The first number of a tag of whole numbers."""
-        values = self.values(tags, tag)
-        return int(values[0]) if len(values) else default
+        kind, data = tags.get(tag, (1, b""))
+        return self._integer(data[: _TYPE_BYTES[kind]]) if data else default
 
     def _directory(self, place: int) -> Tuple[Tags, int]:
-        count_bytes, entry_bytes, place_bytes = (8, 20, 8) if self._big else (2, 12, 4)
+        count_bytes, entry, place_bytes = (8, "HHQ8s", 8) if self._big else (2, "HHI4s", 4)
+        entries = struct.Struct(self.order + entry)
         count = self._integer(self.bytes_at(place, count_bytes))
         if count > 4096:
             raise damaged_tiff(self.where, f"a directory of {count} entries")
-        data = self.bytes_at(place + count_bytes, count * entry_bytes + place_bytes)
+        data = self.bytes_at(place + count_bytes, count * entries.size + place_bytes)
         tags: Tags = {}
-        for start in range(0, count * entry_bytes, entry_bytes):
-            tag = self._integer(data[start : start + 2])
+        for tag, kind, length, value in entries.iter_unpack(data[:-place_bytes]):
             if tag not in _WANTED:
                 continue
             if tag in tags:  # Whoever decodes might believe the other one.
                 raise damaged_tiff(self.where, f"tag {tag} comes twice")
-            tags[tag] = self._entry(tag, data[start + 2 : start + entry_bytes])
+            tags[tag] = self._entry(tag, kind, length, value)
         return tags, self._integer(data[-place_bytes:])
 
-    def _entry(self, tag: int, entry: bytes) -> Tuple[int, bytes]:
-        kind = self._integer(entry[:2])
-        middle = 2 + (len(entry) - 2) // 2
+    def _entry(self, tag: int, kind: int, count: int, value: bytes) -> Tuple[int, bytes]:
+        """`value` holds the values, or where they are when they are longer."""
         numeric = tag in _SHORT or tag in _LONG
         if kind not in _TYPE_BYTES or (numeric and kind not in _UNSIGNED):
             raise damaged_tiff(self.where, f"tag {tag} is of type {kind}")
-        length = self._integer(entry[2:middle]) * _TYPE_BYTES[kind]
+        length = count * _TYPE_BYTES[kind]
         if tag not in _LONG and length > (_MAX_TEXT if tag in _TEXT else _MAX_SHORT):
             raise damaged_tiff(self.where, f"tag {tag} of {length} bytes")
-        if length <= len(entry) - middle:
-            return kind, entry[middle : middle + length]
-        return kind, self.bytes_at(self._integer(entry[middle:]), length)
+        if length <= len(value):
+            return kind, value[:length]
+        return kind, self.bytes_at(self._integer(value), length)
 
     def _integer(self, data: bytes) -> int:
         return int.from_bytes(data, "little" if self.order == "<" else "big")

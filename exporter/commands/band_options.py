@@ -19,8 +19,8 @@ class Nodata(Number):
         self.name, self.example = "VALUE", NODATA
 
 
-def band_options(function: Command) -> Command:
-    """Adds what `band_recipe_from` reads."""
+def norm_options(function: Command) -> Command:
+    """Adds --norm and --band-nodata, which `norm_and_nodata` reads."""
     for option in (
         click.option(
             "--band-nodata",
@@ -33,15 +33,24 @@ def band_options(function: Command) -> Command:
             help="How a band becomes 0..255: chw_minmax stretches each band of a scene, uint8 takes"
             f" it as it is.  [default: {NORMS[0]}]",
         ),
-        click.option(
-            "--bands",
-            metavar="LETTERS",
-            help="Bands of the training's composites in their order, such as GNE: R, G, B, N (near"
-            " infrared), E (red edge).",
-        ),
     ):
         function = option(function)
     return function
+
+
+def band_options(function: Command) -> Command:
+    """Adds what `band_recipe_from` reads."""
+    return click.option(
+        "--bands",
+        metavar="LETTERS",
+        help="Bands of the training's composites in their order, such as GNE: R, G, B, N (near"
+        " infrared), E (red edge).",
+    )(norm_options(function))
+
+
+def norm_and_nodata(norm: str | None, nodata: float | None) -> tuple[str, float]:
+    """What was given, or else the defaults."""
+    return norm or NORMS[0], NODATA if nodata is None else nodata
 
 
 def band_recipe_from(values: dict[str, Any]) -> BandRecipe | None:
@@ -56,4 +65,4 @@ def band_recipe_from(values: dict[str, Any]) -> BandRecipe | None:
                     do=f"pass --bands, for example --bands GNE, or leave {name} out",
                 )
         return None
-    return BandRecipe(letters.upper(), norm or NORMS[0], NODATA if nodata is None else nodata)
+    return BandRecipe(letters.upper(), *norm_and_nodata(norm, nodata))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +13,6 @@ import click
 from click.shell_completion import get_completion_class
 
 from engines.board.machine import package_versions
-from engines.commands.build import COMMAND as BUILD
-from engines.commands.doctor import COMMAND as DOCTOR
 from engines.commands.mistakes import (
     GATE,
     INTERRUPTED,
@@ -22,23 +21,38 @@ from engines.commands.mistakes import (
     mistake_of,
     told,
 )
-from engines.commands.trt_eval import COMMAND as TRT_EVAL
 from engines.errors import ConfigError, GateError, MissingPackageError
-from exporter.commands.bench import COMMAND as BENCH
-from exporter.commands.board import BoardCommand
-from exporter.commands.calibrate_set import calibrate_set
-from exporter.commands.evaluate import evaluate
-from exporter.commands.export import export
-from exporter.commands.inspect import inspect
-from exporter.commands.models import models
-from exporter.commands.prepare import prepare
-from exporter.commands.report import report
-from exporter.commands.segment import segment
-from exporter.commands.sensitivity import sensitivity
+
+# By name, the module and what it calls the command; loaded when it is asked for.
+COMMANDS = {
+    "prepare": ("exporter.commands.prepare", "prepare"),
+    "export": ("exporter.commands.export", "export"),
+    "calibrate-set": ("exporter.commands.calibrate_set", "calibrate_set"),
+    "evaluate": ("exporter.commands.evaluate", "evaluate"),
+    "sensitivity": ("exporter.commands.sensitivity", "sensitivity"),
+    "segment": ("exporter.commands.segment", "segment"),
+    "inspect": ("exporter.commands.inspect", "inspect"),
+    "models": ("exporter.commands.models", "models"),
+    "report": ("exporter.commands.report", "report"),
+}
+BOARD_COMMANDS = {
+    "build": ("engines.commands.build", "COMMAND"),
+    "bench": ("exporter.commands.bench", "COMMAND"),
+    "trt-eval": ("engines.commands.trt_eval", "COMMAND"),
+    "doctor": ("engines.commands.doctor", "COMMAND"),
+}
 
 
 class ErrorsAsText(click.Group):
     """A user's mistake is one line and exit code 2; a failed gate is one line and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*self.commands, *COMMANDS, *BOARD_COMMANDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands and cmd_name in {**COMMANDS, **BOARD_COMMANDS}:
+            self.add_command(_loaded(cmd_name), cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         let_every_text_pass()
@@ -81,6 +95,17 @@ def _errors_as_text() -> Iterator[None]:
         _stop(mistake, MISTAKE)
 
 
+def _loaded(name: str) -> click.Command:
+    module, attribute = {**COMMANDS, **BOARD_COMMANDS}[name]
+    command: Any = getattr(importlib.import_module(module), attribute)
+    if name in COMMANDS:
+        found: click.Command = command
+        return found
+    from exporter.commands.board import BoardCommand
+
+    return BoardCommand(command)
+
+
 def _usage_error(error: click.UsageError) -> ConfigError:
     usage = error.ctx.get_usage().partition(":")[2].strip() if error.ctx else "riceseg COMMAND"
     command = error.ctx.command_path if error.ctx else "riceseg"
@@ -115,19 +140,3 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # the three shells that click knows
     click.echo(kind(riceseg, {}, "riceseg", "_RICESEG_COMPLETE").source())
-
-
-for command in (
-    prepare,
-    export,
-    calibrate_set,
-    evaluate,
-    sensitivity,
-    segment,
-    inspect,
-    models,
-    report,
-):
-    riceseg.add_command(command)
-for board_command in (BUILD, BENCH, TRT_EVAL, DOCTOR):
-    riceseg.add_command(BoardCommand(board_command))

@@ -11,10 +11,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from engines.bands.recipe import NODATA, NORMS
 from engines.errors import ConfigError
 from engines.progress import printable
-from exporter.commands.options import PATH, Number, Numbers, ray_option
+from exporter.commands.band_options import norm_and_nodata, norm_options
+from exporter.commands.options import PATH, Numbers, ray_option
 from exporter.commands.show import table_console
 from exporter.live import progress_for
 
@@ -52,20 +52,7 @@ what has changed.
     is_flag=True,
     help="Every combination of three bands, each as a data set of its own: DATA/GNE and so on.",
 )
-@click.option(
-    "--norm",
-    type=click.Choice(NORMS),
-    default="chw_minmax",
-    show_default=True,
-    help="chw_minmax: each band of a scene is stretched; uint8: values are 0..255 already.",
-)
-@click.option(
-    "--band-nodata",
-    type=Number(-3.4e38, 3.4e38),
-    default=NODATA,
-    show_default=True,
-    help="Value of pixels without a measurement; NaN is one, too.",
-)
+@norm_options
 @click.option(
     "--format",
     type=click.Choice(["png", "npy", "tiff"]),
@@ -94,6 +81,8 @@ def prepare(
     out: Path,
     bands: str | None,
     all_combinations: bool,
+    norm: str | None,
+    band_nodata: float | None,
     ray: str | None,
     **values: Any,
 ) -> None:
@@ -102,7 +91,7 @@ def prepare(
     from exporter.prepare.run import prepare as prepare_scenes
     from exporter.prepare.split import check_shares
 
-    recipes = _recipes(bands, all_combinations, values.pop("norm"), values.pop("band_nodata"))
+    recipes = _recipes(bands, all_combinations, *norm_and_nodata(norm, band_nodata))
     shares, strict = check_shares(values.pop("shares")), not values.pop("skip_bad")
     request = PrepareRequest(source, out, recipes, shares=shares, strict=strict, **values)
     record = prepare_scenes(request, progress_for(sys.stderr), spread=_spread(ray, request.jobs))
@@ -112,8 +101,10 @@ def prepare(
 
 def _spread(ray: str | None, workers: int | None) -> Spread:
     if ray is None:
-        from exporter.prepare.pool import outcomes_here
+        from exporter.prepare.pool import outcomes_here, start_server
 
+        if workers != 1:
+            start_server()  # It loads packages while the scenes are looked for.
         return outcomes_here
     from exporter.on_ray import check_address
     from exporter.scenes_on_ray import outcomes_on_ray

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ MAX_POLYGONS = 10_000
 # And it goes through every row of a polygon, inside the image or not: 7 s for those of 32 bits.
 MAX_COORDINATE = 100_000
 
+_LONG_NUMBER = re.compile(r"\d{20}")
 _FIELDS = ("OBJECT_CLASS_CODE", "PYN_XCRDNT", "PYN_YCRDNT")
 
 
@@ -92,8 +94,10 @@ def _parsed(data: bytes, where: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
+    # Python's own is faster, but before 3.10.7 takes the square of the digits' number.
+    parse_int = _int if _LONG_NUMBER.search(text) else None
     try:
-        return json.loads(text, parse_constant=refuse, parse_int=_int)
+        return json.loads(text, parse_constant=refuse, parse_int=parse_int)
     except RecursionError:
         raise _wrong(where, "lists inside lists without end", "the data set's JSON") from None
     except ValueError as error:  # JSONDecodeError is one.
@@ -101,8 +105,7 @@ def _parsed(data: bytes, where: str) -> Any:
 
 
 def _int(digits: str) -> int:
-    # Python before 3.10.7 takes the square of their number to read them.
-    if len(digits) > 20:
+    if len(digits) > 20:  # with the sign
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 

@@ -22,6 +22,7 @@ from exporter.prepare.scene import (
     TEMPORARY_SUFFIX,
     FinishedScene,
     SceneSettings,
+    WrittenFile,
 )
 from exporter.prepare.split import PARTS
 
@@ -54,6 +55,10 @@ class Places:
     def folders(self, part: str) -> tuple[Path, ...]:
         """Those of a scene's files, in their order, for a part of the split."""
         return tuple(root / kind / part for root in self.roots.values() for kind in KINDS)
+
+    def inside(self, part: str) -> tuple[str, ...]:
+        """The folders of a part as places below `out`."""
+        return tuple(folder.relative_to(self.out).as_posix() for folder in self.folders(part))
 
 
 def check_place(places: Places, source: Path) -> None:
@@ -118,21 +123,27 @@ def make_parts(places: Places, parts: Iterable[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def placed_scene(scene: FinishedScene, part: str, places: Places) -> FinishedScene:
-    """The scene as it will be recorded in that part of the split; nothing is moved."""
-    folders = [folder.relative_to(places.out).as_posix() for folder in places.folders(part)]
-    files = tuple(
-        replace(file, place=f"{folder}/{file.place.rpartition('/')[2]}")
-        for file, folder in zip(scene.files, folders, strict=True)
-    )
-    return replace(scene, files=files, part=part)
+def placed_scenes(
+    scenes: Iterable[FinishedScene], parts: Mapping[str, str], places: Places
+) -> list[FinishedScene]:
+    """The scenes as they will be recorded in their parts of the split; nothing is moved."""
+    inside = {part: places.inside(part) for part in PARTS}
+    placed: list[FinishedScene] = []
+    for scene in scenes:
+        part = parts[scene.name]
+        files = tuple(
+            WrittenFile(f"{folder}/{file.place.rpartition('/')[2]}", file.size, file.crc32)
+            for file, folder in zip(scene.files, inside[part], strict=True)
+        )
+        placed.append(replace(scene, files=files, part=part))
+    return placed
 
 
 def place_scene(scene: FinishedScene, placed: FinishedScene, places: Places) -> FinishedScene:
     """Rename the files of `scene` to where `placed` has them, which is returned; OSError."""
     for source, target in zip(scene.files, placed.files, strict=True):
         if source.place != target.place:
-            os.replace(places.out / source.place, places.out / target.place)
+            os.replace(f"{places.out}/{source.place}", f"{places.out}/{target.place}")
     return placed
 
 
@@ -147,10 +158,10 @@ def remove_stale(
     ours = {os.path.basename(file.place) for scene in known.values() for file in scene.files}
     ours |= {os.path.basename(place) for place in expected}
     foreign: list[str] = []
-    for folder in (folder for part in PARTS for folder in places.folders(part)):
+    for inside in (inside for part in PARTS for inside in places.inside(part)):
+        folder = places.out / inside
         if not folder.is_dir():
             continue
-        inside = folder.relative_to(places.out).as_posix()
         with os.scandir(folder) as entries:
             others = [e for e in entries if f"{inside}/{e.name}" not in expected]
         for entry in others:

@@ -87,8 +87,13 @@ def _png(image: Image, compress: Compress) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pieces = [_START, *_chunk(b"IHDR", header)]
     view = memoryview(packed)
-    for start in range(0, len(packed), _PIECE):
-        pieces += _chunk(b"IDAT", view[start : start + _PIECE])
+    whole = len(packed) - len(packed) % _PIECE
+    start_of_whole, crc = struct.pack(">I", _PIECE) + b"IDAT", _CRC_OF_KIND[b"IDAT"]
+    for start in range(0, whole, _PIECE):
+        piece = view[start : start + _PIECE]
+        pieces += (start_of_whole, piece, crc32(piece, crc).to_bytes(4, "big"))
+    if whole < len(packed):
+        pieces += _chunk(b"IDAT", view[whole:])
     return b"".join([*pieces, *_chunk(b"IEND", b"")])
 
 

@@ -32,6 +32,9 @@ MAX_CHUNK = 8
 MAX_DEATHS = 2  # of workers that had a scene alone
 MAX_DEATHS_IN_A_ROW = 6  # without any scene between them: it is not the scenes
 
+# Not "fork", which copies the locks of a live progress display as they are.
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
 
 def cores() -> int:
     """Those that this process may use."""
@@ -171,13 +174,8 @@ def _prepare_chunk(chunk: Chunk) -> list[Outcome]:
 @contextlib.contextmanager
 def _started(settings: SceneSettings, jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Workers; at the end, however it comes, they are waited for."""
-    # Not "fork", which copies the locks of a live progress display as they are.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        # Imported once for all workers; what is not there is passed over.
-        context.set_forkserver_preload([__name__, "cv2", "PIL.Image", "PIL.PngImagePlugin"])
-        _start_server()
+    start_server()
+    context = multiprocessing.get_context(_METHOD)
     stop = context.Event()
     pool = ProcessPoolExecutor(jobs, context, _begin, (settings, stop))
     try:
@@ -187,11 +185,16 @@ def _started(settings: SceneSettings, jobs: int) -> Iterator[ProcessPoolExecutor
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_server() -> None:
-    """Start the process that forks workers, all of which inherit that Ctrl-C is held back.
+def start_server() -> None:
+    """Start the process that workers are forked from, unless it runs; it loads packages meanwhile.
 
-    Else one that is still importing prints a traceback for it.
+    All workers inherit that Ctrl-C is held back: one that is still importing prints a traceback.
     """
+    if _METHOD != "forkserver":
+        return
+    # Imported once for all workers; what is not there is passed over.
+    preload = [__name__, "cv2", "PIL.Image", "PIL.PngImagePlugin"]
+    multiprocessing.get_context(_METHOD).set_forkserver_preload(preload)
     multiprocessing.resource_tracker.ensure_running()  # here, because it lets Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

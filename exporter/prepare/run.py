@@ -19,7 +19,7 @@ from exporter.prepare.places import (
     clear_staging,
     make_parts,
     place_scene,
-    placed_scene,
+    placed_scenes,
     remove_stale,
     work_folder,
 )
@@ -142,7 +142,7 @@ def _divided(
         try:
             make_parts(places, set(parts.values()))
             # Before the files are there: a run that goes on finds them in either place.
-            planned = [placed_scene(scene, parts[name], places) for name, scene in finished.items()]
+            planned = placed_scenes(finished.values(), parts, places)
             journal.write(_header(request, wanted), planned)
             placed = tuple(place_scene(finished[scene.name], scene, places) for scene in planned)
             foreign = remove_stale(places, placed, known)
