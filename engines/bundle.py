@@ -30,7 +30,7 @@ from engines.bundle_records import (
     InputSpec,
     ModelInfo,
 )
-from engines.errors import BundleError, OutputError
+from engines.errors import BundleError, output_error
 from engines.images import sha256_of_file
 
 __all__ = [
@@ -111,10 +111,8 @@ def write_bundle_json(bundle: Bundle, folder: Union[str, os.PathLike[str]]) -> P
     except OSError as error:
         if temporary.exists():
             temporary.unlink()
-        raise OutputError(
-            f"{str(path)!r}: {error.strerror}",
-            expected="a folder that can be written to",
-            do="check that it exists, its permissions and the free space",
+        raise output_error(
+            repr(str(path)), error, do="check the folder, or choose another"
         ) from error
     return path
 

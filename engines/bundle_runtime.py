@@ -15,7 +15,7 @@ import numpy as np
 from engines.batches import BANDS_NAME, INPUT_DTYPES, INPUT_NAME
 from engines.bundle import Bundle, bundle_path, verified_path
 from engines.errors import BundleError, ConfigError, DeviceError, MissingPackageError, UserError
-from engines.fused_graphs import bands_shape, graph_key
+from engines.fused_graphs import bands_shape, check_recipes, graph_key
 from engines.onnx_predictor import OnnxPredictor
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def open_bundle(
     folder = Path(folder)
     if wish.fused:
         bands_shape(bundle)
+        check_recipes(folder, bundle)
     if wish.precision not in (None, *PRECISIONS):
         raise _no_such_precision(bundle, wish)
     if wish.runtime == "onnx":

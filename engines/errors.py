@@ -20,6 +20,9 @@ RicesegError
 
 from __future__ import annotations
 
+import errno
+from typing import Dict, Tuple
+
 
 class RicesegError(Exception):
     """Root of the tree; its text is one line, ready to be shown."""
@@ -72,6 +75,40 @@ class InputError(UserError):
 
 class OutputError(UserError):
     """The output cannot be written."""
+
+
+# What was expected, and what helps, by the system's reason: most advice fits one of them alone.
+_NOT_ALLOWED = ("a place that may be written to", "change its permissions, or {do}")
+_FULL = ("room for it", "free some space, or {do}")
+_BY_REASON: Dict[int, Tuple[str, str]] = {
+    errno.ENAMETOOLONG: (
+        "names that the file system takes, as a rule of up to 255 bytes, which are 85 letters of "
+        "Korean",
+        "choose a shorter name",
+    ),
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: ("a file system that can be written to", "{do}"),
+    errno.EFBIG: ("a file system and a limit (ulimit -f) that allow files of this size", "{do}"),
+    errno.ENOSPC: _FULL,
+    getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,  # not on every system
+}
+
+
+def output_error(
+    place: str,
+    error: OSError,
+    *,
+    expected: str = "a folder that can be written to",
+    do: str = "choose another --out",
+) -> OutputError:
+    """Why `place` could not be written, with the advice that fits the system's reason.
+
+    `expected` is for other reasons; `do` is what also helps: to go elsewhere, or to do without.
+    """
+    wanted, advice = _BY_REASON.get(error.errno or 0, (expected, "{do}"))
+    said = error.strerror or str(error)
+    return OutputError(f"{place}: {said}", expected=wanted, do=advice.format(do=do))
 
 
 class DownloadError(UserError):

@@ -51,7 +51,8 @@ class NetworkInput:
     Three things are taken: an image (H, W, C) uint8 as the network was trained on it; bands (H, W,
     B) of floats or of integers with more than 8 bits, in the order of the bundle's letters; and a
     mapping of letters to band files or to arrays (H, W), of which those that the bundle needs are
-    used. The last two need a bundle with bands, else InputError.
+    used. The last two need a bundle with bands, else InputError. What a masked array hides is
+    nodata in bands; in an image, which knows none, it is an InputError.
     """
 
     def __init__(self, bundle: Bundle, *, fused: bool = False) -> None:
@@ -69,7 +70,9 @@ class NetworkInput:
         """
         if not _are_bands(given):
             _check_image(given, self._spec.channels, self._recipe)
-            return cast("Image", given)
+            # A mask that hides nothing would only be carried along.
+            image = cast("Image", given)
+            return np.ma.getdata(image) if _is_masked(image) else image
         recipe = self._checked_recipe(given)
         return composite_from_bands(_stacked(given, recipe), recipe)
 
@@ -193,10 +196,16 @@ def _bands_of_files(files: Mapping[str, BandFile], letters: str, recipe: BandRec
 
 def _unmasked(values: Any, recipe: BandRecipe) -> Any:
     """Masked arrays, as rasterio gives them on request, with nodata where they are masked."""
-    if not isinstance(values, np.ma.MaskedArray) or values.dtype.kind not in "fiu":
+    if not _is_masked(values) or values.dtype.kind not in "fiu":
         return values
+    if not np.ma.is_masked(values):
+        return np.ma.getdata(values)
     with np.errstate(over="ignore"):  # What no float32 can hold is found as infinite.
         return np.ma.filled(values.astype(np.float32), recipe.nodata)
+
+
+def _is_masked(values: Any) -> bool:
+    return isinstance(values, np.ma.MaskedArray)
 
 
 def _is_path(value: Any) -> bool:
@@ -249,6 +258,7 @@ def _check_image(image: Any, channels: int, recipe: Optional[BandRecipe]) -> Non
             do="do not normalise (the graph does it); numpy.asarray(image, numpy.uint8) for others",
         )
     if image.ndim == 3 and image.shape[2] == channels and image.size > 0:
+        _check_no_mask(image, recipe)
         return
     if image.ndim == 3 and image.shape[0] == channels and image.size > 0:
         advice = "put the channels last: image.transpose(1, 2, 0)"
@@ -260,4 +270,19 @@ def _check_image(image: Any, channels: int, recipe: Optional[BandRecipe]) -> Non
         advice = f"give the {channels} channels that the network was trained on"
     raise InputError(
         f"an image of shape {image.shape}", expected=f"(height, width, {channels})", do=advice
+    )
+
+
+def _check_no_mask(image: Any, recipe: Optional[BandRecipe]) -> None:
+    """An image has no value that stands for nodata: what the mask hides would be segmented too."""
+    if not np.ma.is_masked(image):
+        return
+    hidden = int(np.ma.getmaskarray(image).any(axis=2).sum())
+    raise InputError(
+        f"an image with {hidden} masked pixels",
+        expected="an image without a mask: uint8 has no value for pixels that were not measured",
+        do="fill it, for example image.filled(0), and leave these labels out afterwards"
+        + (
+            "" if recipe is None else "; or give the measured bands, whose masked values are nodata"
+        ),
     )

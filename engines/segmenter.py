@@ -36,7 +36,9 @@ class Segmenter:
     An image is (H, W, C) uint8, RGB, of any size. A bundle with `bands` also takes a scene, and
     composes it as the network's training images were: (H, W, B) float32 or uint16 with the bands in
     the order of `bundle.bands.letters`, or {"G": ..., "N": ..., "E": ...} of band files or arrays
-    (H, W). `bundle.bands.nodata` and NaN mark pixels without a value; they become the darkest.
+    (H, W). `bundle.bands.nodata` and NaN mark pixels without a value, and so does the mask of a
+    numpy.ma.MaskedArray; they become the darkest. An image has no such pixels: with a mask it is
+    refused.
 
     Attributes: `bundle`, `precision` ("fp32", "fp16" or "int8"), `runtime` ("TensorRT 10.3.0 on
     Orin" or "ONNX Runtime 1.17.3 on CPU"), `classes` (name of each index), `palette` (its RGB
@@ -93,9 +95,10 @@ class Segmenter:
 
         An engine is native code: open only bundles whose engines folder you trust.
 
-        Raises BundleError for a bundle that is incomplete or altered, ConfigError for a precision
-        or logits that it does not have, MissingPackageError without onnxruntime; with "tensorrt"
-        also DeviceError, EngineError, GraphError and OutputError.
+        Raises BundleError for a bundle that is incomplete or altered, or whose fused graphs compose
+        otherwise than it says, ConfigError for a precision or logits that it does not have,
+        MissingPackageError without onnxruntime; with "tensorrt" also DeviceError, EngineError,
+        GraphError and OutputError.
         """
         bundle = bundle_from_folder(folder)
         wish = Wish(precision, runtime, build, threads, verify, fused)

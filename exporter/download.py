@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from engines.cache_folder import cache_folder
-from engines.errors import DownloadError, OutputError
+from engines.errors import DownloadError, output_error
 from engines.images import sha256_of_file
 from exporter.zoo import ZooEntry
 
@@ -104,10 +104,8 @@ def _writing(wanted: _Wanted) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"{error.strerror or error} in {wanted.target.parent}",
-            expected=f"a folder that {wanted.target.name} can be written to",
-            do="make room there, or set RICESEG_CACHE to another folder",
+        raise output_error(
+            str(wanted.target), error, do="set RICESEG_CACHE to another folder"
         ) from error
 
 

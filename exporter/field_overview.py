@@ -52,7 +52,7 @@ def write_overview(
     entries = _entries(areas, palette)
     lettering = lettering_for([title, *(entry.name for entry in entries)], TEXT_SIZE)
     sheet = _sheet(title, (rgb, tinted), entries, lettering)
-    write_picture(sheet, path, do="free some space, or pass --no-overview")
+    write_picture(sheet, path, do="pass --no-overview")
     return lettering.missing
 
 

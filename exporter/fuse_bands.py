@@ -17,7 +17,7 @@ from engines.bands.recipe import BandRecipe
 from engines.batches import BANDS_NAME
 from engines.bundle_records import MAX_SIDE
 from engines.errors import ConfigError, GraphError
-from engines.fused_graphs import NODE_PREFIX
+from engines.fused_graphs import NODE_PREFIX, RECIPE_KEY, recipe_text
 from engines.resize import ResizeRule
 
 Hw: TypeAlias = tuple[int, int]
@@ -52,8 +52,8 @@ def fused_with_bands(
     pad_value: None stretches such a scene; else it is letterboxed, padded with one value a channel.
 
     Composition is float32 in every graph and made of plain operators whose names begin with
-    NODE_PREFIX. Raises GraphError for another graph and ConfigError for a recipe, size or padding
-    that does not fit it.
+    NODE_PREFIX. The recipe is in the metadata, under RECIPE_KEY. Raises GraphError for another
+    graph and ConfigError for a recipe, size or padding that does not fit it.
     """
     image, (height, width, channels) = image_input(model)
     hw = (height, width) if scene_hw is None else scene_hw
@@ -69,6 +69,7 @@ def fused_with_bands(
     _join(fused.graph, image, nodes)
     fused.graph.initializer.extend(nodes.constants)
     _replace_input(fused.graph, image, (*hw, channels))
+    fused.metadata_props.add(key=RECIPE_KEY, value=recipe_text(recipe))
     return fused
 
 

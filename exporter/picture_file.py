@@ -7,22 +7,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from engines.errors import OutputError
+from engines.errors import output_error
 
 
-def write_picture(
-    picture: Image.Image, path: Path, *, do: str = "free some space or choose another --out"
-) -> None:
-    """Write a .png or a JPEG in one step; OutputError, with the advice `do`, when it cannot be."""
+def write_picture(picture: Image.Image, path: Path, *, do: str = "choose another --out") -> None:
+    """Write a .png or a JPEG in one step; OutputError as of `output_error` when it cannot be."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         picture.save(temporary, format="PNG" if path.suffix == ".png" else "JPEG")
         os.replace(temporary, path)
     except OSError as error:
-        raise OutputError(
-            f"{str(path)!r}: {error.strerror or error}",
-            expected="room and leave to write",
-            do=do,
-        ) from error
+        raise output_error(repr(str(path)), error, do=do) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -11,11 +11,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from engines.bands.files import SceneFiles, scene_of_band_file, scenes_in_folder
+from engines.bands.composite import limits_of_bands
+from engines.bands.files import (
+    SceneFiles,
+    bands_from_files,
+    scene_of_band_file,
+    scenes_in_folder,
+)
 from engines.bands.names import TIFF_SUFFIXES, is_band_name
+from engines.bands.recipe import BandRecipe
 from engines.bundle import Bundle
 from engines.decoding import MAX_PIXELS
-from engines.errors import ImageError, InputError
+from engines.errors import ConfigError, ImageError, InputError, UserError
+from engines.fused_graphs import bands_shape
 from engines.images import (
     IMAGE_SUFFIXES,
     array_in_npy,
@@ -26,6 +34,7 @@ from engines.images import (
 from engines.segmenter import Segmenter
 
 Picture: TypeAlias = "np.ndarray[Any, Any]"  # (H, W, C) uint8
+Bands: TypeAlias = "np.ndarray[Any, Any]"  # (H, W, B) float32 or uint16
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,69 @@ def picture_from(item: SegmentItem, segmenter: Segmenter, *, convert: bool = Fal
             return segmenter.image(_array_from_npy(source, bundle.input.channels))
         return segmenter.image(source)
     except (ImageError, InputError) as error:
-        raise ImageError(
-            f"{item.title}: {error.got}", expected=error.expected, do=error.do
-        ) from error
+        raise _of_item(item, error) from error
+
+
+def check_fused(items: Iterable[SegmentItem], bundle: Bundle, mode: str) -> None:
+    """ConfigError where graphs that take bands do not go with the bundle, the items or the mode."""
+    bands_shape(bundle)
+    if mode != "whole":
+        raise ConfigError(
+            f"--mode {mode} with --fused",
+            expected="one of them: each window would be stretched by its own limits",
+            do="leave one of them out",
+        )
+    if not any(_may_be_bands(item) for item in items):
+        raise ConfigError(
+            "--fused for images",
+            expected="scenes of a TIFF for each band, or .npy files of bands",
+            do="leave --fused out",
+        )
+
+
+def bands_from(item: SegmentItem, bundle: Bundle) -> Bands:
+    """What a graph that composes by itself is given: (h, w, B) of the size that it was made for.
+
+    Raises ImageError, which names the scene, for what `picture_from` refuses, also what no graph
+    can: a band that is all nodata or constant; for images, and for scenes of another size.
+    """
+    assert bundle.bands is not None  # asked by `check_fused`
+    (height, width), _ = bands_shape(bundle)
+    recipe = bundle.bands.recipe
+    try:
+        bands = _bands_of(item.source, recipe)
+        if bands.shape[:2] != (height, width):
+            raise ImageError(
+                f"{bands.shape[1]}x{bands.shape[0]} pixels with --fused",
+                expected=f"{width}x{height}, the size that these graphs compose at",
+                do="leave --fused out",
+            )
+        limits_of_bands(bands, recipe)
+    except ImageError as error:
+        raise _of_item(item, error) from error
+    return bands
+
+
+def _bands_of(source: Path | dict[str, Path], recipe: BandRecipe) -> Bands:
+    if not isinstance(source, Path):
+        return bands_from_files(source, recipe.letters, nodata=recipe.nodata)
+    if _is_array(source):
+        bands = _array_from_npy(source, len(recipe.letters))
+        if bands.dtype.itemsize > 1:
+            return bands
+    raise ImageError(
+        "an image with --fused",
+        expected="a scene of a TIFF for each band, or a .npy of bands",
+        do="leave --fused out",
+    )
+
+
+def _may_be_bands(item: SegmentItem) -> bool:
+    return not isinstance(item.source, Path) or _is_array(item.source)
+
+
+def _of_item(item: SegmentItem, error: UserError) -> ImageError:
+    return ImageError(f"{item.title}: {error.got}", expected=error.expected, do=error.do)
 
 
 def _image(path: Path, bundle: Bundle, *, convert: bool) -> Picture:

@@ -13,11 +13,17 @@ from PIL import Image
 
 from engines.bundle import Bundle, bundle_from_folder
 from engines.bundle_runtime import Wish, open_bundle
-from engines.errors import ImageError, OutputError
+from engines.errors import ImageError, output_error
 from engines.progress import Progress
 from engines.segmenter import Segmenter
 from exporter.picture_file import write_picture
-from exporter.segment_inputs import SegmentItem, items_from, picture_from
+from exporter.segment_inputs import (
+    SegmentItem,
+    bands_from,
+    check_fused,
+    items_from,
+    picture_from,
+)
 from exporter.strips import UNNAMED_RGB, overlay
 
 
@@ -25,7 +31,7 @@ from exporter.strips import UNNAMED_RGB, overlay
 class SegmentOptions:
     """`alpha` is the weight of the colours in the overlay; None writes no overlay.
 
-    `precision`, `runtime`, `mode` and `threads` are those of `Segmenter.open`.
+    `precision`, `runtime`, `mode`, `threads` and `fused` are those of `Segmenter.open`.
     """
 
     precision: str | None = None
@@ -35,6 +41,7 @@ class SegmentOptions:
     skip_bad: bool = False
     convert_images: bool = False
     threads: int | None = None
+    fused: bool = False
 
 
 def segment_images(
@@ -49,10 +56,12 @@ def segment_images(
     `images` is what `items_from` takes. Labels are palette PNGs whose pixel values are the class
     indices, at the image's own size. What was left out are files that belong to no scene, and with
     `skip_bad` what could not be read. Raises BundleError, ImageError (without `skip_bad`) or
-    OutputError.
+    OutputError, and ConfigError for what `fused` does not go with.
     """
     found = bundle_from_folder(bundle)
     items, left_out = items_from(images, found)
+    if options.fused:
+        check_fused(items, found, options.mode)
     skipped = list(left_out)
     written = 0
     with (
@@ -79,10 +88,15 @@ def segment_one(
 
     It needs `folders_in`. Raises ImageError for what cannot be read, and OutputError.
     """
-    image = picture_from(item, segmenter, convert=options.convert_images)
-    labels = segmenter(image)
+    given = (
+        bands_from(item, segmenter.bundle)
+        if options.fused
+        else picture_from(item, segmenter, convert=options.convert_images)
+    )
+    labels = segmenter(given)
     write_picture(_palette_image(labels, segmenter.palette), out / "labels" / f"{item.name}.png")
     if options.alpha is not None:
+        image = segmenter.image(given)
         drawn = overlay(image, labels, segmenter.palette, options.alpha)
         write_picture(Image.fromarray(drawn), out / "overlays" / f"{item.name}.jpg")
 
@@ -91,10 +105,10 @@ def opened_segmenter(
     folder: Path, bundle: Bundle, options: SegmentOptions, progress: Progress
 ) -> Segmenter:
     """Of the bundle in `folder`; `progress` shows the build of an engine, which takes minutes."""
-    wish = Wish(options.precision, options.runtime, threads=options.threads)
+    wish = Wish(options.precision, options.runtime, threads=options.threads, fused=options.fused)
     with progress.stage("open"):
         opened = open_bundle(folder, bundle, wish, progress=progress)
-        segmenter = Segmenter(bundle, opened, options.mode)
+        segmenter = Segmenter(bundle, opened, options.mode, fused=options.fused)
     progress.note(f"{segmenter.precision} on {segmenter.runtime}")
     return segmenter
 
@@ -106,7 +120,8 @@ def folders_in(out: Path, options: SegmentOptions) -> Iterator[None]:
     After an error those are removed again that were made here and that nothing was written into.
     """
     names = ("labels",) if options.alpha is None else ("labels", "overlays")
-    made = [folder for folder in (*(out / name for name in names), out) if not folder.exists()]
+    folders = (*(out / name for name in names), out, *out.parents)
+    made = [folder for folder in folders if not folder.exists()]
     try:
         for name in names:
             _make(out / name)
@@ -122,11 +137,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{folder}: {error.strerror}",
-            expected="a folder that can be written to",
-            do="choose another --out",
-        ) from error
+        raise output_error(str(folder), error) from error
 
 
 def _palette_image(

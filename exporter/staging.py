@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engines.bundle_fields import FILE_NAME
-from engines.errors import OutputError
+from engines.errors import OutputError, output_error
 
 _OLD = ".old"  # what a replaced bundle is called until the new one has its place
 
@@ -36,11 +36,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             _check_free(target, overwrite)
             partial, lock = _locked_folder(target)
         except OSError as error:
-            raise OutputError(
-                f"{target.parent}: {error.strerror}",
-                expected="a folder that can be written to",
-                do="choose another --out",
-            ) from error
+            raise output_error(str(target.parent), error) from error
         try:
             yield partial
             _check_free(target, overwrite)  # another run may have been faster
@@ -48,11 +44,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         except BrokenPipeError:
             raise  # whoever read our output is gone; the place is not to blame
         except OSError as error:
-            raise OutputError(
-                f"{target}: {error.strerror or error}",
-                expected="room for the bundle and leave to write it",
-                do="free some space or choose another --out",
-            ) from error
+            raise output_error(str(target), error) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             os.close(lock)

@@ -24,13 +24,16 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from PIL import Image
 
 from engines.board.machine import machine_record, package_versions
 from engines.bundle import bundle_from_folder
 from engines.bundle_runtime import Wish, open_bundle
 from engines.field.grid import axis_of_windows
+from engines.field.label_raster import opened_labels
 from engines.field.network import FieldNetwork, network_from_bundle
 from engines.field.run import FieldOptions, segment_field
+from engines.field.vectorize import write_polygons
 from engines.onnx_predictor import OnnxPredictor
 from engines.progress import SilentProgress
 from engines.speed.timing import peak_memory_mb
@@ -174,6 +177,54 @@ def measured_memory(folder: Path, width: int, height: int, outputs: int) -> dict
     }
 
 
+def write_labels(path: Path, width: int, height: int) -> Path:
+    """Ragged patches of 6 classes: the largest of six smooth noises at each pixel."""
+    rng = np.random.default_rng(0)
+    kept = profile(width, height, block=512) | {"count": 1, "photometric": "minisblack"}
+    with rasterio.open(path, "w", **kept) as file:
+        for top in range(0, height, 256):
+            rows = min(256, height - top)
+            largest = np.full((rows, width), -1.0, np.float32)
+            labels = np.zeros((rows, width), np.uint8)
+            for index in range(6):
+                noise = Image.fromarray(rng.random((9, width // 32 + 1), np.float32))
+                smooth = np.asarray(noise.resize((width, 256), Image.Resampling.BILINEAR))[:rows]
+                labels[smooth > largest] = index
+                np.maximum(largest, smooth, out=largest)
+            file.write(labels, 1, window=((top, top + rows), (0, width)))
+    return path
+
+
+def measured_polygons(folder: Path, width: int, height: int) -> dict[str, Any]:
+    """Seconds and the largest resident memory of a process of its own."""
+    labels = write_labels(folder / "patches.tif", width, height)
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, __file__, "--polygons", str(labels)],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    polygons, cuts, peak_mb = done.stdout.split()
+    return {
+        "hw": [height, width],
+        "polygons": int(polygons),
+        "cuts": int(cuts),
+        "geojson_mb": labels.with_suffix(".geojson").stat().st_size / 1e6,
+        "seconds": time.perf_counter() - started,
+        "peak_gib": float(peak_mb) * 1e6 / 2**30,
+    }
+
+
+def write_polygons_in_this_process(labels: Path) -> None:
+    """What `measured_polygons` runs; prints polygons, cuts and its peak in MB."""
+    with opened_labels(labels) as raster:
+        names = [f"class {index}" for index in range(6)]
+        done = write_polygons(raster, names, labels.with_suffix(".geojson"), SilentProgress())
+    print(done.written, len(done.cuts), peak_memory_mb())
+
+
 def run_in_this_process(source: Path, graph: Path, outputs: int) -> None:
     """What `measured_memory` runs; prints its peak in MB."""
     with OnnxPredictor(graph) as predictor:
@@ -192,9 +243,14 @@ def main() -> None:
     parser.add_argument("--high", type=int, default=20_000)
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--skip-time", action="store_true")
+    parser.add_argument("--skip-polygons", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--polygons", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.polygons is not None:
+        write_polygons_in_this_process(args.polygons)
+        return
     if args.run is not None:
         run_in_this_process(Path(args.run[0]), Path(args.run[1]), int(args.run[2]))
         return
@@ -207,6 +263,8 @@ def main() -> None:
             result["memory"] = [
                 measured_memory(folder, args.wide, args.high, outputs) for outputs in (150, 6)
             ]
+        if not args.skip_polygons:
+            result["polygons"] = measured_polygons(folder, args.wide, args.high)
     result |= {"limits": LIMITS, "machine": machine_record(), "versions": package_versions()}
     text = json.dumps(result, indent=2)
     print(text)
@@ -215,6 +273,8 @@ def main() -> None:
         args.out.write_text(text + "\n", encoding="utf-8")
     over = [f"peak_gib of {row['outputs']} classes" for row in result.get("memory", ())
             if row["peak_gib"] > LIMITS["peak_gib"]]  # fmt: skip
+    if result.get("polygons", {}).get("peak_gib", 0.0) > LIMITS["peak_gib"]:
+        over.append("peak_gib of polygons")
     if result.get("time", {}).get("time_ratio", 0.0) > LIMITS["time_ratio"]:
         over.append("time_ratio")
     if over:

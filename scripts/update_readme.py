@@ -63,6 +63,15 @@ def scenes_speed() -> str:
                 f"at most {limits['peak_gib']} GiB",
             )
         )
+    polygons = field["polygons"]
+    height, width = polygons["hw"]
+    rows.append(
+        (
+            f"`--vectorize` of {width}x{height} labels, {polygons['polygons']:,} polygons",
+            f"{polygons['peak_gib']:.2f} GiB at most, {polygons['seconds']:.0f} s",
+            f"at most {limits['peak_gib']} GiB",
+        )
+    )
     lines = ["| | measured | aim |", "|---|---|---|"]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 

@@ -105,6 +105,53 @@ def test_the_raw_data_s_folder_for_each_band_is_seen_through(tmp_path: Path) -> 
     assert left_out == ()
 
 
+def test_a_scene_of_two_flights_is_left_out_and_the_others_stay(tmp_path: Path) -> None:
+    for folder, letters in (("아침", "RGB"), ("낮", "GNE")):
+        raw_scene(tmp_path / folder, letters)
+    whole = raw_scene(tmp_path / "낮", name="R20220726A25{}1037.tif")
+    scenes, left_out = scenes_in_folder(tmp_path)
+    assert [(scene.name, scene.files) for scene in scenes] == [("R20220726A25R1037", whole)]
+    name = RAW.format("G")
+    assert left_out == (
+        f"{Path('아침', name)}: band G again, after {Path('낮', name)}",
+        "scene R20220726A25R1036: its bands lie in several folders, and band G in two of them, "
+        "'낮' and '아침': which belong together?",
+    )
+
+
+def test_a_folder_with_nothing_but_mixed_scenes_is_refused(tmp_path: Path) -> None:
+    raw_scene(tmp_path / "one", "GN")
+    raw_scene(tmp_path / "two", "NE")
+    with pytest.raises(ImageError, match=r"band N in two of them, 'one' and 'two'.*give one of"):
+        scenes_in_folder(tmp_path)
+
+
+def test_a_band_folder_beside_a_copy_of_it_is_no_scene(tmp_path: Path) -> None:
+    for letter in "RGBNE":
+        raw_scene(tmp_path / f"R20220726A25{letter}", letter)
+    raw_scene(tmp_path / "R20220726A25N (copy)", "N")
+    with pytest.raises(ImageError, match=r"'R20220726A25N' and 'R20220726A25N \(copy\)'"):
+        scenes_in_folder(tmp_path)
+
+
+def test_of_two_whole_scenes_the_first_folder_s_is_taken(tmp_path: Path) -> None:
+    files = raw_scene(tmp_path / "1", "GNE")
+    raw_scene(tmp_path / "2", "GNE")
+    scenes, left_out = scenes_in_folder(tmp_path)
+    assert [scene.files for scene in scenes] == [files]
+    for line, letter in zip(left_out, "EGN", strict=True):
+        name = RAW.format(letter)
+        assert line == f"{Path('2', name)}: band {letter} again, after {Path('1', name)}"
+
+
+def test_a_second_file_in_a_band_s_own_folder_mixes_nothing(tmp_path: Path) -> None:
+    files = {letter: raw_scene(tmp_path / letter, letter)[letter] for letter in "GNE"}
+    saved_band(tmp_path / "N" / "R20220726A25N1036.tiff", measured())
+    scenes, left_out = scenes_in_folder(tmp_path)
+    assert [scene.files for scene in scenes] == [files]
+    assert left_out == ("R20220726A25N1036.tiff: band N again, after R20220726A25N1036.tif",)
+
+
 @pytest.mark.parametrize("tiffs", [(), ("photo.tif",)])
 def test_a_folder_without_band_files_has_no_scene(tmp_path: Path, tiffs: Sequence[str]) -> None:
     for name in ("photo.png", *tiffs):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from band_bundles import band_bundle
 from tiny_models import bands_model, bundle_document, file_entry, write_document, write_onnx
 
 from engines.errors import ConfigError, GraphError
@@ -203,6 +204,18 @@ def test_every_file_of_a_bundle_is_a_row_and_the_report_names_its_classes(tmp_pa
     assert report["input_hw"] == [8, 8]
     assert report["data"] is None
     assert "| ONNX INT8 | not measured |" in table_markdown(report)
+
+
+def test_graphs_that_take_bands_are_rows_of_their_own(tmp_path: Path) -> None:
+    folder = band_bundle(tmp_path, (8, 8), fused=True)
+    rows = benchmark_target(folder, "fp32", options=BenchmarkOptions(runs=1, warmup=0, batch=2))
+    assert [(row["form"], row["precision"], row["file"]) for row in rows] == [
+        ("ONNX FP32", "fp32", "tiny.onnx"),
+        ("ONNX FP32 bands", "fp32", "tiny.bands.onnx"),
+    ]
+    assert all(row["error"] is None and row["batch"] == 2 and row["fps"] > 0 for row in rows)
+    report = checked_report(benchmark_report(folder, rows))
+    assert "| ONNX FP32 bands | not measured |" in table_markdown(report)
 
 
 def test_a_precision_chooses_the_file_of_a_bundle(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -27,7 +29,7 @@ from calibration.image_set.reading import read_files
 from engines.dataset import calibration_images_from, masks_of_images, validation_images_from
 from engines.errors import DatasetError, ImageError, OutputError
 from engines.progress import SilentProgress
-from tests.tiny_segformer import error_of, mask_of, photo, run_cli
+from tests.tiny_segformer import environment, error_of, mask_of, photo, run_cli
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo"
@@ -677,6 +679,36 @@ def test_without_such_a_font_names_are_escaped_and_the_user_is_told(
     result = run_cli("calibrate-set", tmp_path / "photos", "--out", tmp_path / "calib.txt")
     assert "warning: no font here has '논': escaped in the contact sheet" in result.stderr
     assert "fonts-noto-cjk" in result.stderr
+
+
+SHEET_OF_KOREAN = """
+import sys
+import numpy as np
+from calibration.image_set.contact_sheet import Caption, contact_sheet
+caption = Caption("\\ub17c \\udceb\\udcb2\\udcbc \\udcff.jpg", "\\ubd80\\uc9c4")
+sheet, letters = contact_sheet("\\ub3c4\\ubcf5", [caption], [np.zeros((9, 9, 3), "u1")])
+print(sys.getfilesystemencoding())
+print(ascii(letters.drawable(caption.name)), sheet.tobytes().hex())
+"""
+
+
+def test_an_ascii_locale_draws_what_others_draw() -> None:
+    """Class names of any script, and file names as Python has them where it cannot decode them."""
+    shown = {}
+    for changes in ({"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}):
+        done = subprocess.run(
+            [sys.executable, "-c", SHEET_OF_KOREAN],
+            env=environment(PYTHONCOERCECLOCALE="0", **changes),
+            capture_output=True,
+            encoding="ascii",
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        encoding, drawn = done.stdout.splitlines()
+        shown[encoding] = drawn
+    assert shown["utf-8"] == shown["ascii"]
+    letters = lettering.lettering_for(["\udceb\udcb2\udcbc \udcff"], 12)
+    assert letters.drawable("\udceb\udcb2\udcbc \udcff") in ("벼 \\xff", "\\ubcbc \\xff")
 
 
 def test_long_names_lose_their_middle() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,12 @@ from engines.bands.recipe import BandRecipe
 from engines.bundle import bundle_from_folder
 from engines.bundle_runtime import Wish, open_bundle
 from engines.errors import BundleError, ConfigError, GraphError, InputError
+from engines.fused_graphs import RECIPE_KEY
 from engines.onnx_predictor import OnnxPredictor
 from engines.resize import ResizeRule, network_image_from_image
 from engines.segmenter import Segmenter
+from engines.trt.bundle_choice import options_from_bundle
+from engines.trt.options import BuildOptions
 from exporter.fuse_bands import COMPOSITE, fused_with_bands
 from exporter.run_onnx import outputs_from_onnx
 
@@ -496,6 +500,46 @@ def test_a_bundle_that_says_another_size_than_the_graph_has_is_refused(tmp_path:
     folder = bundle_with_bands(tmp_path, info={"fused_hw": [4, 6]})
     with pytest.raises(BundleError, match=r"for input \(2, 3\) .*expected \(4, 6\)"):
         Segmenter.open(folder, runtime="onnx", fused=True)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"letters": "NGE"}, "NGE, chw_minmax, nodata -10000.0"),
+        ({"norm": "uint8"}, "GNE, uint8, nodata -10000.0"),
+        ({"nodata": 0}, "GNE, chw_minmax, nodata 0.0"),
+    ],
+)
+def test_a_bundle_that_says_another_recipe_than_its_graph_is_refused(
+    tmp_path: Path, info: dict, expected: str
+) -> None:
+    folder = bundle_with_bands(tmp_path, info=info)
+    found = r"'tiny\.fp32\.bands\.onnx', which composes GNE, chw_minmax, nodata -10000\.0; "
+    message = f"{found}expected {re.escape(expected)}, as bundle.json says"
+    for runtime in ("onnx", "auto", "tensorrt"):
+        with pytest.raises(BundleError, match=message):
+            Segmenter.open(folder, runtime=runtime, fused=True, verify=False)
+    # An engine of the graph would compose as wrongly.
+    with pytest.raises(BundleError, match=message):
+        options_from_bundle(bundle_from_folder(folder), folder, BuildOptions("fp32", fused=True))
+    with Segmenter.open(folder, runtime="onnx") as plain:
+        assert plain.precision == "fp32"
+
+
+@pytest.mark.parametrize("text", [None, "", "[" * 9000, '"GNE"', '{"made by": "a later version"}'])
+def test_a_graph_that_does_not_tell_its_recipe_is_opened(tmp_path: Path, text: str | None) -> None:
+    folder = bundle_with_bands(tmp_path)
+    path = folder / "tiny.fp32.bands.onnx"
+    model = onnx.load(path)
+    assert [entry.key for entry in model.metadata_props] == [RECIPE_KEY]
+    del model.metadata_props[:]
+    if text is not None:
+        model.metadata_props.add(key=RECIPE_KEY, value=text)
+    document = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    document["files"]["fp32_bands"] = file_entry(write_onnx(model, path), folder)
+    write_document(document, folder)
+    with Segmenter.open(folder, runtime="onnx", fused=True) as seg:
+        assert seg(SCENE).tolist() == BANDS
 
 
 @pytest.mark.parametrize("fused", [False, True])

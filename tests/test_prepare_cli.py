@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +20,7 @@ from engines.images import image_from_file
 from exporter.commands.group import riceseg
 
 ROOT = Path(__file__).parents[1]
+START = "from exporter.__main__ import main; main()"
 
 
 def run(*arguments: object) -> Result:
@@ -122,6 +126,14 @@ def test_what_cannot_be_asked_for_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_out_that_is_too_long_is_told_so(raw: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / ("논" * 86), tmp_path / ("논" * 86) / "data"):
+        result = run(raw, "--out", out, "--bands", "GNE", "--jobs", 1)
+        assert result.exit_code == 2
+        assert "File name too long" in result.stderr
+        assert result.stderr.rstrip().endswith("do this: choose a shorter name")
+
+
 def test_a_source_without_scenes_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     result = run(tmp_path / "raw", "--out", tmp_path / "out", "--bands", "GNE")
@@ -135,6 +147,46 @@ def test_the_sheet_shows_each_part_with_its_colours(raw: Path, tmp_path: Path) -
     sheet = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))
     colours = {tuple(pixel) for pixel in sheet.reshape(-1, 3).tolist()}
     assert {(8, 39, 245), (0, 229, 245), (225, 0, 26), (250, 0, 204), (245, 123, 0)} <= colours
+
+
+def as_a_program(*arguments: object, reader: str = "", **changes: str) -> tuple[int, str, str]:
+    """Exit code, what `reader` got of stdout (all of it without one), and stderr."""
+    command = shlex.join([sys.executable, "-c", START, *map(str, arguments)])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {reader}; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **changes},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_an_ascii_locale_draws_the_same_contact_sheet(raw: Path, tmp_path: Path) -> None:
+    sheets = []
+    for out, changes in (("one", {}), ("둘", ASCII)):
+        arguments = ("prepare", raw, "--out", tmp_path / out, "--bands", "GNE", "--jobs", 1)
+        code, _, told = as_a_program(*arguments, **changes)
+        assert code == 0, told
+        sheets.append((tmp_path / out / "sheet.png").read_bytes())
+    assert sheets[0] == sheets[1]
+
+
+@pytest.mark.parametrize("reader", ["| head -1", "| true"])
+def test_a_reader_that_goes_away_ends_it_without_a_word_and_the_data_set_is_whole(
+    raw: Path, tmp_path: Path, reader: str
+) -> None:
+    arguments = ("prepare", raw, "--out", tmp_path / "out", "--bands", "GNE", "--jobs", 1)
+    code, shown, told = as_a_program(*arguments, reader=reader)
+    assert code in (0, 1, 128 + signal.SIGPIPE)
+    assert shown.count("\n") <= 1
+    for word in ("error", "Traceback", "Broken pipe", "Exception"):
+        assert word not in told
+    assert json.loads((tmp_path / "out/prepare.json").read_text(encoding="utf-8"))
 
 
 def test_preparing_needs_no_torch() -> None:

@@ -157,10 +157,20 @@ def test_the_balance_counts_scenes_and_pixels_of_each_part() -> None:
     assert len(lines) == 1 + 4 * 6
 
 
-def test_a_class_that_a_part_lacks_is_told_unless_the_part_is_empty() -> None:
+def test_what_a_part_lacks_is_told_in_one_line_unless_the_part_is_empty() -> None:
     pixels = {"a": (60, 40, 0, 0, 0, 0), "b": (100, 0, 0, 0, 0, 0)}
     rows = balance_rows(pixels, {"a": "train", "b": "val"})
-    assert absent_classes(rows) == ("no scene of val has class normal: too few scenes have it",)
+    assert absent_classes(rows) == ("no scene of val has normal 정상: too few scenes have it",)
+
+
+def test_a_line_names_all_classes_that_the_part_lacks() -> None:
+    pixels = {"a": (50, 40, 0, 9, 0, 1), "b": (90, 0, 0, 10, 0, 0), "c": (0, 100, 0, 0, 0, 0)}
+    assert absent_classes(balance_rows(pixels, {"a": "train", "b": "val", "c": "test"})) == (
+        "no scene of val has normal 정상, bujin 부진: too few scenes have them",
+        "no scene of test has background 배경, dobok 도복, bujin 부진: too few scenes have them",
+    )
+    whole = {"a": (1, 1, 1, 1, 1, 1), "b": (1, 1, 1, 1, 1, 1)}
+    assert absent_classes(balance_rows(whole, {"a": "train", "b": "val"})) == ()
 
 
 def test_a_part_without_a_scene_is_told_if_it_was_to_have_some() -> None:

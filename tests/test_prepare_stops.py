@@ -366,7 +366,7 @@ def test_a_disk_that_is_full_for_workers_stops_them_all(raw: Path, tmp_path: Pat
         check=False,
     )
     assert finished.returncode == 2
-    assert "File too large; expected room and leave to write the data set" in finished.stderr
+    assert "File too large; expected a file system and a limit" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not list((tmp_path / "out").rglob("*.part"))
     assert not list((tmp_path / "out").rglob("*.png"))

@@ -14,14 +14,23 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
+from engines.bands.recipe import BandRecipe
 from engines.bundle import bundle_from_folder
 from engines.segmenter import Segmenter
 from exporter.commands.group import riceseg
+from exporter.fuse_bands import fused_with_bands
 from exporter.segment_inputs import SegmentItem, items_from
 from exporter.segmentation import SegmentOptions, folders_in, segment_one
 from tests.band_bundles import band_bundle, reflectances, stretched
 from tests.five_band_scenes import scene_name, write_band, write_data_set, write_scene
-from tests.tiny_models import tiny_bundle
+from tests.tiny_models import (
+    bands_model,
+    bundle_document,
+    file_entry,
+    tiny_bundle,
+    write_document,
+    write_onnx,
+)
 
 HW = (24, 32)
 REDEDGE = Path(__file__).parent / "data" / "rededge"
@@ -83,6 +92,21 @@ def test_the_folders_of_the_raw_data_are_taken_as_they_come(bundle: Path, tmp_pa
     assert result.exit_code == 0, result.stderr
     assert names_in(tmp_path / "out") == ["labels"]
     assert names_in(tmp_path / "out/labels") == [f"{scene.name}.png" for scene in scenes]
+
+
+def test_a_scene_of_two_flights_is_never_mixed(bundle: Path, tmp_path: Path) -> None:
+    flights = [
+        write_scene(tmp_path / "raw" / name, 0, seed, hw=HW) for seed, name in enumerate("ab")
+    ]
+    flights[0].files["E"].unlink()
+    line = error_line(segment(bundle, tmp_path / "raw", tmp_path / "out"))
+    assert f"scene {flights[0].name}: its bands lie in several folders" in line
+    assert "'a' and 'b'" in line
+    whole = write_scene(tmp_path / "raw/b", 1, hw=HW)
+    result = segment(bundle, tmp_path / "raw", tmp_path / "out", "--no-overlay")
+    assert result.exit_code == 0, result.stderr
+    assert names_in(tmp_path / "out/labels") == [f"{whole.name}.png"]
+    assert f"left out scene {flights[0].name}: its bands lie in several folders" in result.stderr
 
 
 def test_one_band_file_stands_for_its_scene(bundle: Path, tmp_path: Path) -> None:
@@ -218,6 +242,97 @@ def test_a_network_of_one_band_takes_single_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(labels, stretched(scene.bands["N"]) // 64)
 
 
+# --- graphs that compose by themselves ------------------------------------------------------------
+
+
+def fused_bundle(folder: Path, *, step: int = 64, hw: tuple[int, int] = HW) -> Path:
+    """GNE; the label is red edge // 64, and of the graph that takes bands red edge // `step`."""
+    files = {}
+    recipe = BandRecipe("GNE")
+    fused = fused_with_bands(bands_model(HW, step=step), recipe, scene_hw=hw)
+    for key, model in (("fp32", bands_model(HW)), ("fp32_bands", fused)):
+        files[key] = file_entry(write_onnx(model, folder / f"{key}.onnx"), folder)
+    document = bundle_document(hw=HW, files=files)
+    document["bands"] = {**recipe.record(), "fused_hw": list(hw)}
+    return write_document(document, folder)
+
+
+def test_graphs_that_take_bands_give_the_labels_of_the_others(tmp_path: Path) -> None:
+    scenes = [write_scene(tmp_path / "in", number, hw=HW) for number in range(2)]
+    bundle = fused_bundle(tmp_path / "bundle")
+    for out, options in (("plain", ()), ("fused", ("--fused",))):
+        result = segment(bundle, tmp_path / "in", tmp_path / out, *options)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.startswith("2 images: ")
+    for scene in scenes:
+        for file in (f"labels/{scene.name}.png", f"overlays/{scene.name}.jpg"):
+            assert (tmp_path / "fused" / file).read_bytes() == (
+                tmp_path / "plain" / file
+            ).read_bytes()
+        labels = pixels(tmp_path / "fused/labels" / f"{scene.name}.png")
+        np.testing.assert_array_equal(labels, stretched(scene.bands["E"]) // 64)
+
+
+@pytest.mark.parametrize("overlay", ["--overlay", "--no-overlay"])
+def test_fused_runs_the_graph_that_takes_bands(tmp_path: Path, overlay: str) -> None:
+    scene = write_scene(tmp_path / "in", 0, hw=HW)
+    np.save(tmp_path / "in.npy", np.stack([scene.bands[letter] for letter in "GNE"], axis=2))
+    bundle = fused_bundle(tmp_path / "bundle", step=32)
+    for source, name in ((tmp_path / "in", scene.name), (tmp_path / "in.npy", "in")):
+        result = segment(bundle, source, tmp_path / "out", "--fused", overlay)
+        assert result.exit_code == 0, result.stderr
+        labels = pixels(tmp_path / "out/labels" / f"{name}.png")
+        np.testing.assert_array_equal(labels, stretched(scene.bands["E"]) // 32)
+        assert (tmp_path / "out/overlays").exists() == (overlay == "--overlay")
+
+
+def test_what_fused_does_not_go_with_is_told_before_anything_is_opened(
+    bundle: Path, tmp_path: Path
+) -> None:
+    write_scene(tmp_path / "in", 0, hw=HW)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", HW).save(tmp_path / "photos/a.png")
+    fused = fused_bundle(tmp_path / "fused")
+    for path in fused.glob("*.onnx"):
+        path.write_bytes(b"?" * path.stat().st_size)
+    for arguments, message in (
+        ((bundle, tmp_path / "in"), "whose graphs take composed images; .*leave fused out"),
+        ((fused, tmp_path / "photos"), "--fused for images; .*leave --fused out"),
+        ((fused, tmp_path / "in", "--mode", "slide"), "--mode slide with --fused"),
+    ):
+        line = error_line(segment(*arguments[:2], tmp_path / "out", "--fused", *arguments[2:]))
+        assert re.search(message, line)
+    line = error_line(segment(fused, tmp_path / "in", tmp_path / "out.tif", "--fused"))
+    assert "--fused with --out" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_scenes_that_do_not_go_with_fused_are_left_out_or_stop_the_run(tmp_path: Path) -> None:
+    scenes = [write_scene(tmp_path / "in", number, hw=HW) for number in range(4)]
+    write_scene(tmp_path / "in", 0, hw=(24, 40))
+    write_band(scenes[1].files["N"], np.full(HW, -10000.0, np.float32))
+    write_band(scenes[2].files["G"], np.full(HW, 0.5, np.float32))
+    bundle = fused_bundle(tmp_path / "bundle")
+    line = error_line(segment(bundle, tmp_path / "in", tmp_path / "stopped", "--fused"))
+    assert f"scene {scenes[0].name}: 40x24 pixels with --fused; expected 32x24" in line
+    options = ("--fused", "--no-overlay", "--skip-bad")
+    result = segment(bundle, tmp_path / "in", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.stderr
+    assert names_in(tmp_path / "out/labels") == [f"{scenes[3].name}.png"]
+    for scene, words in zip(
+        scenes[:3], ("40x24 pixels", "nodata everywhere", "0.5 everywhere"), strict=True
+    ):
+        assert re.search(f"left out scene {scene.name}: got .*{words}", result.stderr)
+
+
+def test_an_array_file_that_is_an_image_stops_fused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((*HW, 3), np.uint8))
+    line = error_line(
+        segment(fused_bundle(tmp_path / "b"), tmp_path / "a.npy", tmp_path / "out", "--fused")
+    )
+    assert "a.npy: an image with --fused" in line
+
+
 def test_the_work_on_a_scene_can_be_sent_to_another_process(bundle: Path, tmp_path: Path) -> None:
     scenes = [write_scene(tmp_path / "in", number, hw=HW) for number in range(2)]
     items, left_out = items_from(tmp_path / "in", bundle_from_folder(bundle))
@@ -258,6 +373,24 @@ def test_folders_that_nothing_was_written_into_go_after_an_error(
         assert (tmp_path / out).exists() == left
         assert (tmp_path / out / "labels").exists() == left
         assert not (tmp_path / out / "overlays").exists()
+
+
+@pytest.mark.parametrize("out", ["논" * 86, "논" * 86 + "/out", "out/" + "a" * 256])
+def test_an_out_that_is_too_long_is_told_so(bundle: Path, tmp_path: Path, out: str) -> None:
+    write_scene(tmp_path / "in", 0, hw=HW)
+    line = error_line(segment(bundle, tmp_path / "in", tmp_path / out))
+    assert "File name too long" in line
+    assert line.endswith("do this: choose a shorter name")
+    assert names_in(tmp_path) == ["bundle", "in"]
+
+
+def test_labels_whose_name_is_too_long_are_told_so(bundle: Path, tmp_path: Path) -> None:
+    name = "a" * 251  # with .png it fits, and not while it is hidden
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", HW).save(tmp_path / "in" / f"{name}.png")
+    line = error_line(segment(bundle, tmp_path / "in", tmp_path / "out"))
+    assert "File name too long" in line
+    assert line.endswith("do this: choose a shorter name")
 
 
 def test_an_empty_folder_is_told_what_was_expected(bundle: Path, tmp_path: Path) -> None:

@@ -196,6 +196,17 @@ def test_a_wrong_array_is_told_what_to_do(tmp_path: Path, image: Any, message: s
         seg(image)
 
 
+def test_an_image_with_masked_pixels_is_refused(tmp_path: Path) -> None:
+    image = np.ma.masked_greater(image_of(RED), 200)
+    hidden = int((image_of(RED) > 200).any(axis=2).sum())
+    assert hidden > 0
+    with (
+        Segmenter.open(tiny_bundle(tmp_path)) as seg,
+        pytest.raises(InputError, match=f"image with {hidden} masked pixels; .*image.filled"),
+    ):
+        seg(image)
+
+
 def test_a_closed_segmenter_says_so(tmp_path: Path) -> None:
     with Segmenter.open(tiny_bundle(tmp_path)) as seg:
         pass

@@ -100,6 +100,40 @@ def test_what_a_masked_array_hides_is_nodata(tmp_path: Path) -> None:
             np.testing.assert_array_equal(seg(given), expected(hidden))
 
 
+def test_an_image_with_masked_pixels_is_refused_and_told_of_the_bands(tmp_path: Path) -> None:
+    image = np.ma.masked_equal(np.full((*HW, 3), 7, np.uint8), 9)
+    image[2, 3:5] = np.ma.masked
+    message = "an image with 2 masked pixels; expected an image without a mask: .*measured bands"
+    with Segmenter.open(band_bundle(tmp_path, HW)) as seg:
+        for call in (seg, seg.image, lambda given: seg.batch([given])):
+            with pytest.raises(InputError, match=message):
+                call(image)
+
+
+def test_a_mask_that_hides_nothing_is_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    for given in (
+        rng.integers(0, 256, (*HW, 3), dtype=np.uint8),
+        rng.integers(0, 9999, (*HW, 3), dtype=np.uint16),
+        reflectances(HW),
+    ):
+        with Segmenter.open(band_bundle(tmp_path, HW)) as seg:
+            for masked in (np.ma.array(given), np.ma.array(given, mask=np.zeros(given.shape))):
+                labels, seen = seg(masked), seg.image(masked)
+                np.testing.assert_array_equal(labels, seg(given))
+                assert type(labels) is type(seen) is np.ndarray
+
+
+def test_what_a_masked_array_hides_is_nodata_in_a_fused_graph_too(tmp_path: Path) -> None:
+    scene = np.random.default_rng(3).integers(0, 200, (*HW, 3), dtype=np.uint16)
+    masked = np.ma.array(scene, mask=np.zeros(scene.shape, bool))
+    masked[:3] = np.ma.masked
+    wanted = scene[:, :, 0].astype(np.uint8)
+    wanted[:3] = 250
+    with Segmenter.open(band_bundle(tmp_path, HW, fused=True, nodata=250), fused=True) as seg:
+        np.testing.assert_array_equal(seg(masked), wanted)
+
+
 def test_what_no_float32_holds_is_hidden_or_refused_without_a_warning(tmp_path: Path) -> None:
     scene = reflectances(HW).astype(np.float64)
     scene[3, 4] = 1e300

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import ImageError, OutputError
+from engines.errors import ImageError, OutputError, output_error
 from engines.images import LIST_SUFFIX
 
 
@@ -70,7 +70,7 @@ def list_line(path: Path, folder: Path) -> str:
         raise ImageError(
             f"{line!r}, a path that a list cannot hold",
             expected="names in UTF-8 without line breaks",
-            do="rename the file or folder",
+            do="rename the file or folder; if the name is right, set PYTHONUTF8=1",
         )
     # A reader strips lines, and takes those with # for comments.
     return f"./{line}" if line.startswith("#") or line[0].isspace() else line
@@ -100,11 +100,7 @@ def written_together(files: SetFiles, *, overwrite: bool) -> Iterator[SetFiles]:
             for aside in old.all:
                 aside.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{os.fspath(files.list)!r}: {error.strerror or error}",
-            expected="a folder that can be written to, with room for the contact sheet",
-            do="choose another --out or free some space",
-        ) from error
+        raise output_error(repr(os.fspath(files.list)), error) from error
 
 
 def _take_place(source: Path, target: Path, aside: Path, undo: contextlib.ExitStack) -> None:

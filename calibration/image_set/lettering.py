@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -81,8 +80,10 @@ def lettering_for(texts: Iterable[str], size: int) -> Lettering:
 
 
 def _normal(text: str) -> str:
+    # Bytes of a file name that Python could not decode are those of UTF-8 as a rule. Not by
+    # os.fsencode: where the locale is ASCII it has no letter of Korean, as class names have.
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     # macOS stores Korean letters in pieces, which fonts draw beside each other.
-    text = os.fsencode(text).decode("utf-8", "backslashreplace")
     return printable(unicodedata.normalize("NFC", text))
 
 

@@ -54,9 +54,11 @@ def scenes_in_folder(
 
     Takes raw names (R20220726A25B1036.tif) and MicaSense captures (IMG_0001_1.tif), whose bands
     are told by their metadata first. Where no band file lies in the folder itself, raw ones are
-    looked for in the folders directly in it: the raw data has one for each band. Hidden files are
-    left out. Whether a scene has the bands that one needs shows when they are read. Raises
-    ImageError for a folder that cannot be read; finds nothing in one without band files.
+    looked for in the folders directly in it: the raw data has one for each band. A scene that would
+    be put together from several of these, and of which one has a band that another has too, may be
+    of two flights and is left out whole. Hidden files are left out. Whether a scene has the bands
+    that one needs shows when they are read. Raises ImageError for a folder that cannot be read and
+    where all scenes are of such folders; finds nothing in one without band files.
     """
     folder = Path(folder)
     files, folders = _tiffs_and_folders(folder)
@@ -67,6 +69,7 @@ def scenes_in_folder(
         for path in (file for inner in folders for file in _tiffs_and_folders(inner)[0]):
             if raw_band_name(path.name) is not None:
                 found.add(path)
+        _leave_out_mixed(found, folder)
     scenes = [SceneFiles(name, found.scenes[name]) for name in sorted(found.scenes)]
     return tuple(scenes), tuple(found.left_out)
 
@@ -187,6 +190,7 @@ class _Found:
     def __init__(self) -> None:
         self.scenes: Dict[str, Dict[str, Path]] = {}
         self.left_out: List[str] = []
+        self.again: Dict[str, List[Tuple[str, Path]]] = {}  # letters and files of a scene
 
     def add(self, path: Path) -> None:
         raw, mica = raw_band_name(path.name), micasense_name(path.name)
@@ -206,10 +210,39 @@ class _Found:
 
     def _take(self, scene: str, letter: str, path: Path) -> None:
         files = self.scenes.setdefault(scene, {})
-        if letter in files:
-            self.left_out.append(f"{path.name}: band {letter} again, after {files[letter].name}")
+        if letter not in files:
+            files[letter] = path
             return
-        files[letter] = path
+        first = files[letter]
+        folders = ("", "") if first.parent == path.parent else (path.parent.name, first.parent.name)
+        shown, before = (os.path.join(f, p.name) for f, p in zip(folders, (path, first)))
+        self.left_out.append(f"{shown}: band {letter} again, after {before}")
+        self.again.setdefault(scene, []).append((letter, path))
+
+
+def _leave_out_mixed(found: _Found, folder: Path) -> None:
+    """Take scenes out whose files may not belong together; ImageError where none is left.
+
+    One folder for each band is how the raw data lies, and then no band comes twice. Where all bands
+    were found in one folder, those of others are left out alone.
+    """
+    for scene, again in found.again.items():
+        files = found.scenes[scene]
+        doubled = [(letter, path) for letter, path in again if path.parent != files[letter].parent]
+        if not doubled or len({path.parent for path in files.values()}) == 1:
+            continue
+        letter, path = doubled[0]
+        del found.scenes[scene]
+        found.left_out.append(
+            f"scene {scene}: its bands lie in several folders, and band {letter} in two of them, "
+            f"{files[letter].parent.name!r} and {path.parent.name!r}: which belong together?"
+        )
+    if found.again and not found.scenes:
+        raise ImageError(
+            f"folder {str(folder)!r}: {found.left_out[-1]}",
+            expected="each band of a scene once, or all in one folder",
+            do="give one of the folders, or move the others away",
+        )
 
 
 def _raw_file(path: Path, stem: str, letter: str) -> Optional[Path]:

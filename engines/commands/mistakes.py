@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Callable, Optional
 
-from engines.errors import ConfigError, GateError, OutputError, UserError
+from engines.errors import ConfigError, GateError, UserError, output_error
 from engines.progress import printable
 
 GATE, MISTAKE, INTERRUPTED = 1, 2, 130  # exit codes; 128 + SIGINT is what shells expect
@@ -48,10 +48,11 @@ def mistake_of(error: BaseException) -> Optional[UserError]:
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):
-        return OutputError(
-            f"{_short(error.filename or 'a file')}: {error.strerror or error}",
+        return output_error(
+            _short(error.filename or "a file"),
+            error,
             expected="files and folders that can be read and written",
-            do="check the path, its permissions and the disk",
+            do="check the path and the disk",
         )
     # numpy raises MemoryError, torch RuntimeError, ONNX Runtime a class of its own.
     if isinstance(error, MemoryError) or "allocate memory" in str(error):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Iterable, Iterator, List, Sequence, TextIO, Tu
 
 import numpy as np
 
-from engines.errors import ImageError, OutputError
+from engines.errors import ImageError, output_error
 from engines.field.palette import class_name
 from engines.field.regions import MAX_HELD_BYTES, Region, RegionTracer
 
@@ -167,11 +167,8 @@ def _whole_file(path: Path) -> Iterator[TextIO]:
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        raise OutputError(
-            f"{str(path)!r}: {error.strerror or error}",
-            expected="room and leave to write",
-            do="free some space, leave --vectorize out, or give --min-area to write fewer polygons",
-        ) from error
+        do = "leave --vectorize out, or give --min-area to write fewer polygons"
+        raise output_error(repr(str(path)), error, do=do) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -13,7 +13,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-from engines.errors import BundleError, OutputError
+from engines.errors import BundleError, OutputError, output_error
 from engines.progress import printable
 from engines.reports.check import FORMAT, FORMAT_VERSION, check_finite, checked_report
 
@@ -272,8 +272,4 @@ def write_text(path: Path, text: str) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{error.strerror or error} at {path}",
-            expected="a folder that can be written to",
-            do="make room there or choose another folder",
-        ) from error
+        raise output_error(str(path), error, do="choose another folder") from error

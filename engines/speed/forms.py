@@ -10,6 +10,7 @@ from engines.board import package_versions
 from engines.bundle import FileInfo, bundle_from_folder, bundle_path
 from engines.bundle_fields import FILE_NAME
 from engines.errors import ConfigError, EngineError, UserError
+from engines.fused_graphs import graph_key
 from engines.images import sha256_of_file
 from engines.speed.benchmark import Benchmark
 
@@ -39,6 +40,15 @@ def onnx_forms(folder: Path, files: Mapping[str, FileInfo]) -> List[Form]:
         Form(FORM_NAMES[key], key, _onnx_runtime(), folder / files[key].file, files[key])
         for key in FORM_NAMES
         if key in files
+    ]
+
+
+def fused_forms(folder: Path, files: Mapping[str, FileInfo]) -> List[Form]:
+    """Those that take bands and compose by themselves."""
+    return [
+        Form(f"{FORM_NAMES[key]} bands", key, _onnx_runtime(), folder / info.file, info)
+        for key, info in ((key, files.get(graph_key(key, fused=True))) for key in FORM_NAMES)
+        if info is not None
     ]
 
 
@@ -123,7 +133,8 @@ def _bundle_forms(folder: Path) -> List[Form]:
     for info in bundle.files.values():
         bundle_path(folder, info.file)
     engines = sorted((folder / "engines").glob(f"*{ENGINE_SUFFIX}"))
-    return [*onnx_forms(folder, bundle.files), *map(_engine_form_or_unknown, engines)]
+    forms = [*onnx_forms(folder, bundle.files), *fused_forms(folder, bundle.files)]
+    return [*forms, *map(_engine_form_or_unknown, engines)]
 
 
 def _engine_form_or_unknown(path: Path) -> Form:

@@ -10,7 +10,7 @@ from engines.batches import BANDS_NAME
 from engines.bundle import Bundle, bundle_path
 from engines.cuda.interface import GpuInfo
 from engines.errors import ConfigError
-from engines.fused_graphs import bands_shape, graph_key
+from engines.fused_graphs import bands_shape, check_recipes, graph_key
 from engines.trt.api import TensorRt
 from engines.trt.engine_file import SUFFIX
 from engines.trt.options import AS_WRITTEN, BuildOptions, Calibration, Contract
@@ -69,7 +69,10 @@ def onnx_key(bundle: Bundle, tensorrt: TensorRt, options: BuildOptions) -> Tuple
 
 
 def options_from_bundle(bundle: Bundle, folder: Path, options: BuildOptions) -> BuildOptions:
-    """The options with what the bundle knows; what the user gave stays."""
+    """The options with what the bundle knows; what the user gave stays.
+
+    BundleError for a graph that takes bands and composes them otherwise than the bundle says.
+    """
     hints, spec = getattr(bundle, "build", None), bundle.input
     options = replace(
         options,
@@ -79,6 +82,7 @@ def options_from_bundle(bundle: Bundle, folder: Path, options: BuildOptions) -> 
     )
     if options.fused:
         hw, channels = bands_shape(bundle)
+        check_recipes(folder, bundle)
         contract = Contract(hw, channels, spec.batch, tuple(bundle.outputs), BANDS_NAME)
         options = replace(options, contract=contract)
     if not options.implicit_int8:

@@ -76,7 +76,7 @@ _FIELD_OPTIONS = (
 
 _OF_FIELDS = ("overlap", "indexes", "nodata", "area", "vectorize", "min_area_m2", "overview",
               "resume", "overwrite")  # fmt: skip
-_OF_IMAGES = ("mode", "overlay", "skip_bad", "convert_images", "ray")
+_OF_IMAGES = ("mode", "fused", "overlay", "skip_bad", "convert_images", "ray")
 
 
 def field_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -58,6 +58,11 @@ Examples:
     help="slide: overlapping windows at the scale of the test pipeline; a bundle with logits.",
 )
 @click.option(
+    "--fused",
+    is_flag=True,
+    help="Give the bands to the graphs of export --fuse-bands, which compose by themselves.",
+)
+@click.option(
     "--alpha",
     type=Number(0, 1),
     default=0.5,

@@ -66,14 +66,18 @@ def empty_parts(rows: Sequence[BalanceRow], shares: Sequence[float]) -> tuple[st
 
 
 def absent_classes(rows: Sequence[BalanceRow]) -> tuple[str, ...]:
-    """A line for each class that is in the data set and not in one of its parts."""
+    """A line for each part with scenes that lacks classes of the data set, which it names."""
     present = {row.index for row in rows if row.part == ALL and row.scenes}
-    lines = []
+    lacking: dict[str, list[str]] = {}
     for row in rows:
         if row.index in present and not row.scenes and row.of_scenes:
-            name = RICE_CLASSES[row.index].name
-            lines.append(f"no scene of {row.part} has class {name}: too few scenes have it")
-    return tuple(lines)
+            rice_class = RICE_CLASSES[row.index]
+            lacking.setdefault(row.part, []).append(f"{rice_class.name} {rice_class.korean}")
+    return tuple(
+        f"no scene of {part} has {', '.join(names)}: too few scenes have "
+        f"{'it' if len(names) == 1 else 'them'}"
+        for part, names in lacking.items()
+    )
 
 
 def csv_from_balance(rows: Sequence[BalanceRow]) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engines.errors import OutputError
+from engines.errors import OutputError, output_error
 from exporter.prepare.rice_classes import RICE_CLASSES
-from exporter.prepare.scene import FinishedScene, WrittenFile, write_whole
+from exporter.prepare.scene import GO_ON, FinishedScene, WrittenFile, write_whole
 from exporter.prepare.split import PARTS
 
 FILE_NAME = "finished.jsonl"
@@ -54,11 +54,7 @@ class Journal:
             self._file.write(_line(_record(scene)))
             self._file.flush()
         except OSError as error:
-            raise OutputError(
-                f"{self._path.parent}: {error.strerror or error}",
-                expected="room and leave to write the data set",
-                do="free some space; the same command goes on where it stopped",
-            ) from error
+            raise output_error(str(self._path.parent), error, do=GO_ON) from error
 
     def write(self, header: Mapping[str, Any], scenes: Iterable[FinishedScene]) -> None:
         """Replace the file as a whole."""

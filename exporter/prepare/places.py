@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engines.errors import OutputError
+from engines.errors import OutputError, output_error
 from exporter.prepare.scene import (
     TEMPORARY_SUFFIX,
     FinishedScene,
@@ -82,7 +82,7 @@ def check_place(places: Places, source: Path) -> None:
     try:
         foreign = sorted(set(os.listdir(out)) - {WORK}) if not places.work.is_dir() else []
     except OSError as error:
-        raise _unwritable(places.out, error) from error
+        raise output_error(repr(os.fspath(places.out)), error) from error
     if foreign:
         raise OutputError(
             f"--out {os.fspath(places.out)!r}, which holds {foreign[0]!r} and was not made here",
@@ -113,7 +113,7 @@ def work_folder(places: Places, settings: SceneSettings) -> Iterator[None]:
                 folder.mkdir(parents=True, exist_ok=True)
             _remove_temporary(settings)
         except OSError as error:
-            raise _unwritable(places.out, error) from error
+            raise output_error(repr(os.fspath(places.out)), error) from error
         yield
 
 
@@ -211,11 +211,3 @@ def clear_staging(places: Places) -> None:
 def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it is not empty
         folder.rmdir()
-
-
-def _unwritable(out: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{os.fspath(out)!r}: {error.strerror or error}",
-        expected="a folder that can be written to, with room for the data set",
-        do="free some space or choose another --out",
-    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import DatasetError, OutputError
+from engines.errors import DatasetError, OutputError, output_error
 from engines.progress import Progress
 from exporter.prepare.balance import absent_classes, balance_rows, empty_parts
 from exporter.prepare.journal import Journal
@@ -27,7 +27,13 @@ from exporter.prepare.png import opencv
 from exporter.prepare.pool import Spread, cores, outcomes_here
 from exporter.prepare.raw_layout import RawSource, sources_from
 from exporter.prepare.request import LeftOut, PreparedRecord, PrepareRequest, settings_record
-from exporter.prepare.scene import FailedScene, FinishedScene, SceneSettings, SceneTask
+from exporter.prepare.scene import (
+    GO_ON,
+    FailedScene,
+    FinishedScene,
+    SceneSettings,
+    SceneTask,
+)
 from exporter.prepare.sheet import write_sheets
 from exporter.prepare.split import split_scenes
 from exporter.prepare.written import write_tables
@@ -147,11 +153,7 @@ def _divided(
             placed = tuple(place_scene(finished[scene.name], scene, places) for scene in planned)
             foreign = remove_stale(places, placed, known)
         except OSError as error:
-            raise OutputError(
-                f"{places.out}: {error.strerror or error}",
-                expected="room and leave to write the data set",
-                do="set that right; the same command goes on where it stopped",
-            ) from error
+            raise output_error(str(places.out), error, do=GO_ON) from error
         clear_staging(places)
     return placed, foreign
 

@@ -21,7 +21,13 @@ from engines.bands.composite import composite_from_bands
 from engines.bands.files import bands_from_files
 from engines.bands.recipe import LETTERS, BandRecipe
 from engines.bands.tiff import BandBytes, BandFile
-from engines.errors import DatasetError, MissingPackageError, OutputError, UserError
+from engines.errors import (
+    DatasetError,
+    MissingPackageError,
+    OutputError,
+    UserError,
+    output_error,
+)
 from exporter.prepare.checksum import crc32
 from exporter.prepare.labels_json import CLASS_OF_CODE, SceneLabels, scene_labels_from_json
 from exporter.prepare.masks import mask_from_polygons
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 
 MASK_SUFFIX = ".png"
 TEMPORARY_SUFFIX = ".part"
+GO_ON = "choose another --out; the same command goes on where it stopped"
 
 Stamp = tuple[Any, ...]
 
@@ -282,11 +289,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        raise OutputError(
-            f"{folder}: {error.strerror or error}",
-            expected="room and leave to write the data set",
-            do="free some space or choose another --out; the same command goes on where it stopped",
-        ) from error
+        raise output_error(folder, error, do=GO_ON) from error
 
 
 def _found(known: FinishedScene, settings: SceneSettings) -> FinishedScene | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from device_bundle import bundle_in
 
 from engines.commands.mistakes import exit_code_of
-from engines.errors import GateError
+from engines.errors import GateError, output_error
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["build", "trt-eval", "bench", "report", "doctor"]
@@ -125,6 +126,36 @@ def test_what_ends_a_command_is_one_line(raised, code, said, capsys):
 
     assert exit_code_of(work) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "expected", "advice"),
+    [
+        (errno.ENAMETOOLONG, "names that the file system takes", "choose a shorter name"),
+        (errno.EACCES, "a place that may be written to", "change its permissions, or go elsewhere"),
+        (errno.EROFS, "a file system that can be written to", "go elsewhere"),
+        (errno.ENOSPC, "room for it", "free some space, or go elsewhere"),
+        (errno.EDQUOT, "room for it", "free some space, or go elsewhere"),
+        (errno.ENOTDIR, "a folder", "go elsewhere"),
+    ],
+)
+def test_the_advice_for_a_place_fits_the_system_s_reason(number, expected, advice):
+    said = os.strerror(number)
+    error = output_error("'x'", OSError(number, said), expected="a folder", do="go elsewhere")
+    assert error.got == f"'x': {said}"
+    assert error.expected.startswith(expected)
+    assert error.do == advice
+
+
+def test_a_name_that_is_too_long_is_not_told_of_the_disk(tmp_path, capsys):
+    def work():
+        (tmp_path / ("논" * 86) / "labels").mkdir(parents=True)
+
+    assert exit_code_of(work) == 2
+    line = capsys.readouterr().err
+    assert "File name too long; expected names that the file system takes" in line
+    assert "do this: choose a shorter name" in line
+    assert "disk" not in line
 
 
 def test_a_bug_is_raised_on():
