@@ -18,9 +18,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines.errors import ClusterError, ConfigError, ImageError, MissingPackageError
+from exporter.cluster.address import check_address
+from exporter.cluster.answers import Spread as RaySpread
+from exporter.cluster.work import results_on_ray
+from exporter.cluster.worker import MAX_DEATHS, Lost, Worker
 from exporter.commands.group import riceseg
-from exporter.on_ray import MAX_DEATHS, Lost, _Worker, check_address, results_on_ray
-from exporter.on_ray import Spread as RaySpread
 from tests.band_bundles import band_bundle, stretched
 from tests.five_band_scenes import WrittenScene, scene_name, write_data_set, write_scene
 from tests.ray_cluster import ROOT, Cluster, running_cluster
@@ -218,7 +220,7 @@ def test_a_field_is_not_spread(tmp_path: Path) -> None:
 
 
 def test_nothing_to_do_needs_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("exporter.on_ray._ray", lambda: None)
+    monkeypatch.setattr("exporter.cluster.address.ray_package", lambda: None)
     spread: Any = RaySpread(lambda: abs, tmp_path)
     assert list(results_on_ray("127.0.0.1:1", [], spread)) == []
 
@@ -226,7 +228,7 @@ def test_nothing_to_do_needs_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_pat
 # --- a worker, by itself --------------------------------------------------------------------------
 
 
-def answer(worker: _Worker, item: Any, index: int = 3) -> Any:
+def answer(worker: Worker, item: Any, index: int = 3) -> Any:
     row = worker({"index": index, "item": pickle.dumps(item)})
     assert row["index"] == index
     return pickle.loads(row["answer"])
@@ -234,7 +236,7 @@ def answer(worker: _Worker, item: Any, index: int = 3) -> Any:
 
 def test_a_worker_opens_once_and_leaves_nothing(tmp_path: Path) -> None:
     opened = []
-    worker = _Worker(lambda: opened.append(1) or abs, tmp_path)
+    worker = Worker(lambda: opened.append(1) or abs, tmp_path)
     assert [answer(worker, -2), answer(worker, -5, 4)] == [2, 5]
     assert opened == [1]
     assert list(tmp_path.iterdir()) == []
@@ -244,23 +246,23 @@ def test_an_error_comes_back_with_its_three_parts(tmp_path: Path) -> None:
     def refuse(item: str) -> None:
         raise ImageError(item, expected="a photo", do="take another")
 
-    error = answer(_Worker(lambda: refuse, tmp_path), "벼.tif").as_error()
+    error = answer(Worker(lambda: refuse, tmp_path), "벼.tif").as_error()
     assert isinstance(error, ImageError)
     assert str(error) == "got 벼.tif; expected a photo; do this: take another"
-    fault = answer(_Worker(lambda: abs, tmp_path), "text").as_error()
+    fault = answer(Worker(lambda: abs, tmp_path), "text").as_error()
     assert isinstance(fault, RuntimeError)
     assert "Traceback" in str(fault)
 
 
 def test_an_item_that_workers_died_of_is_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "3").write_bytes(b"." * (MAX_DEATHS - 1))
-    assert answer(_Worker(lambda: abs, tmp_path), -1) == 1
+    assert answer(Worker(lambda: abs, tmp_path), -1) == 1
     (tmp_path / "3").write_bytes(b"." * MAX_DEATHS)
-    assert isinstance(answer(_Worker(lambda: abs, tmp_path), -1), Lost)
+    assert isinstance(answer(Worker(lambda: abs, tmp_path), -1), Lost)
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
-    error = answer(_Worker(lambda: abs, tmp_path / "elsewhere/mark"), -1).as_error()
+    error = answer(Worker(lambda: abs, tmp_path / "elsewhere/mark"), -1).as_error()
     assert isinstance(error, ClusterError)
     assert "which does not see" in str(error)
     assert str(tmp_path / "elsewhere") in str(error)

@@ -106,8 +106,8 @@ def _spread(ray: str | None, workers: int | None) -> Spread:
         if workers != 1:
             start_server()  # It loads packages while the scenes are looked for.
         return outcomes_here
-    from exporter.on_ray import check_address
-    from exporter.scenes_on_ray import outcomes_on_ray
+    from exporter.cluster.address import check_address
+    from exporter.cluster.scenes import outcomes_on_ray
 
     check_address(ray)  # before anything is made
     return functools.partial(outcomes_on_ray, address=ray, workers=workers)

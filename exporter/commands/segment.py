@@ -100,7 +100,7 @@ def segment(
     if ray is None:
         written, skipped = segment_images(bundle, images, out, options, progress)
     else:
-        from exporter.scenes_on_ray import segment_on_ray
+        from exporter.cluster.scenes import segment_on_ray
 
         written, skipped = segment_on_ray(ray, bundle, images, out, options, progress)
     for line in skipped:

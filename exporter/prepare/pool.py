@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import multiprocessing.connection
 import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -17,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from engines.errors import OutputError
+from exporter.child_process import ctrl_c_held_back, end_with_parent
 from exporter.prepare.scene import (
     Outcome,
     SceneSettings,
@@ -150,15 +149,7 @@ def _begin(settings: SceneSettings, stop: Any) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot say that there is nothing more to do."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this is a worker
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _prepare_chunk(chunk: Chunk) -> list[Outcome]:
@@ -188,19 +179,15 @@ def _started(settings: SceneSettings, jobs: int) -> Iterator[ProcessPoolExecutor
 def start_server() -> None:
     """Start the process that workers are forked from, unless it runs; it loads packages meanwhile.
 
-    All workers inherit that Ctrl-C is held back: one that is still importing prints a traceback.
+    All workers inherit that Ctrl-C is held back.
     """
     if _METHOD != "forkserver":
         return
     # Imported once for all workers; what is not there is passed over.
     preload = [__name__, "cv2", "PIL.Image", "PIL.PngImagePlugin"]
     multiprocessing.get_context(_METHOD).set_forkserver_preload(preload)
-    multiprocessing.resource_tracker.ensure_running()  # here, because it lets Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with ctrl_c_held_back():
         multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 Spread = Callable[[Sequence[SceneTask], SceneSettings, int], Iterator[Outcome]]

@@ -14,7 +14,10 @@ from pathlib import Path
 from engines.bundle import bundle_from_folder
 from engines.errors import ClusterError, ImageError
 from engines.progress import PlainProgress, Progress
-from exporter.on_ray import MAX_DEATHS, Lost, Spread, check_address, results_on_ray
+from exporter.cluster.address import check_address
+from exporter.cluster.answers import Spread
+from exporter.cluster.work import results_on_ray
+from exporter.cluster.worker import MAX_DEATHS, Lost
 from exporter.prepare.scene import (
     Outcome,
     SceneSettings,
@@ -22,7 +25,7 @@ from exporter.prepare.scene import (
     prepare_scene,
     scene_that_kills,
 )
-from exporter.segment_inputs import SegmentItem, items_from
+from exporter.segment_inputs import SegmentItem, check_fused, items_from
 from exporter.segmentation import SegmentOptions, folders_in, opened_segmenter, segment_one
 
 
@@ -114,6 +117,8 @@ def segment_on_ray(
     check_address(address)
     found = bundle_from_folder(bundle)
     items, left_out = items_from(images, found)
+    if options.fused:
+        check_fused(items, found, options.mode)
     files = [file for item in items for file in _files(item)]
     begin = functools.partial(_segmenting, bundle, out, options, _folder_for([bundle, out, *files]))
     results = results_on_ray(address, items, Spread(begin, out, gpus=options.runtime != "onnx"))

@@ -1,0 +1,1 @@
+"""Scenes spread over the machines of a Ray cluster."""
