@@ -161,16 +161,16 @@ def _polygon(item: object, hw: tuple[int, int], where: str) -> tuple[Polygon | N
 
 def _inside(points: NDArray[np.float64], hw: tuple[int, int]) -> tuple[bool, str]:
     """Whether some of (n, 2) points' polygon can lie in the image, and what does not."""
-    pixels = np.rint(points)
-    low, high = pixels.min(axis=0), pixels.max(axis=0)
-    last = np.array([hw[1] - 1, hw[0] - 1])
-    image = f"the image of {hw[0]}x{hw[1]}"
-    if np.abs(pixels).max() > MAX_COORDINATE:
+    left, top = np.rint(points.min(axis=0)).tolist()
+    right, bottom = np.rint(points.max(axis=0)).tolist()
+    height, width = hw
+    image = f"the image of {height}x{width}"
+    if max(-left, -top, right, bottom) > MAX_COORDINATE:
         return False, f"with corners more than {MAX_COORDINATE} pixels outside {image}: left out"
-    if (high < 0).any() or (low > last).any():
+    if min(right, bottom) < 0 or left >= width or top >= height:
         return False, f"wholly outside {image}: left out"
     # Some tools give the last pixel's outer edge, which is no mistake.
-    outside = (low < 0).any() or (high > last + 1).any()
+    outside = min(left, top) < 0 or right > width or bottom > height
     return True, f"partly outside {image}: cut at its border" if outside else ""
 
 

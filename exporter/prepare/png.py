@@ -23,7 +23,7 @@ from exporter.prepare.checksum import crc32
 if TYPE_CHECKING:
     from engines.resize import Image, Labels
 
-Compress = Callable[[bytes], bytes]
+Compress = Callable[[bytes], tuple[bytes, bytes]]  # in two parts, the second one short
 
 _START = b"\x89PNG\r\n\x1a\n"
 _SUB = 1  # the filter: each byte less the one of the pixel to its left
@@ -53,8 +53,8 @@ def png_of_mask(mask: Labels, palette: Sequence[tuple[int, int, int]]) -> bytes:
     import PIL.Image
 
     picture = PIL.Image.fromarray(mask)
-    colours = [value for rgb in palette for value in rgb]
-    picture.putpalette(colours + [0] * (768 - len(colours)))
+    colours = bytes(value for rgb in palette for value in rgb)
+    picture.putpalette(colours.ljust(768, b"\0"))
     file = io.BytesIO()
     picture.save(file, format="PNG", compress_level=1)
     return file.getvalue()
@@ -83,7 +83,7 @@ def _png(image: Image, compress: Compress) -> bytes:
     filtered[:, 0] = _SUB
     filtered[:, 1 : 1 + channels] = rows[:, :channels]
     np.subtract(rows[:, channels:], rows[:, :-channels], out=filtered[:, 1 + channels :])
-    packed = compress(filtered.data.cast("B"))  # type: ignore[arg-type]
+    packed, rest = compress(filtered.data.cast("B"))  # type: ignore[arg-type]
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pieces = [_START, *_chunk(b"IHDR", header)]
     view = memoryview(packed)
@@ -92,8 +92,9 @@ def _png(image: Image, compress: Compress) -> bytes:
     for start in range(0, whole, _PIECE):
         piece = view[start : start + _PIECE]
         pieces += (start_of_whole, piece, crc32(piece, crc).to_bytes(4, "big"))
-    if whole < len(packed):
-        pieces += _chunk(b"IDAT", view[whole:])
+    last = packed[whole:] + rest
+    for start in range(0, len(last), _PIECE):
+        pieces += _chunk(b"IDAT", last[start : start + _PIECE])
     return b"".join([*pieces, *_chunk(b"IEND", b"")])
 
 
@@ -117,9 +118,9 @@ def _compressor() -> Compress | None:
     except ImportError:
         return None
 
-    def compress(data: bytes) -> bytes:
+    def compress(data: bytes) -> tuple[bytes, bytes]:
         stream = zlib_ng.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 8, zlib.Z_RLE)
-        return stream.compress(data) + stream.flush()
+        return stream.compress(data), stream.flush()
 
     picture = _test_picture()
     return compress if _png(picture, compress) == _png_by_opencv(picture) else None
