@@ -458,7 +458,7 @@ def limit_file_size() -> None:
 def test_a_write_that_fails_half_way(lab: Path, out: Path) -> None:
     arguments = ["--checkpoint", lab / "tiny.pth", "--size", "64x64", "--out", out]
     result = run_process("export", *arguments, preexec_fn=limit_file_size)
-    assert "expected room for the bundle" in error_of(result)
+    assert "File too large; expected a file system and a limit" in error_of(result)
 
 
 @pytest.fixture
