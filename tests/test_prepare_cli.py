@@ -55,6 +55,23 @@ def test_a_zip_is_a_source_of_its_own(tmp_path: Path) -> None:
     assert run(raw, "--out", tmp_path / "out", "--bands", "GNE").exit_code == 0
 
 
+def test_the_nodata_that_gdal_writes_is_taken(raw: Path, tmp_path: Path) -> None:
+    smallest = np.finfo(np.float32).min
+    assert run(raw, "--out", tmp_path / "as it was", "--bands", "GNE", "--jobs", 1).exit_code == 0
+    for path in raw.rglob("*.tif"):
+        band = np.array(Image.open(path))
+        band[band == -10000] = smallest
+        Image.fromarray(band).save(path)
+    nodata = ["--band-nodata", repr(float(smallest))]
+    result = run(raw, "--out", tmp_path / "gdal", "--bands", "GNE", *nodata, "--jobs", 1)
+    assert result.exit_code == 0, result.stderr
+    pictures = [p.relative_to(tmp_path / "gdal") for p in (tmp_path / "gdal").glob("images/*/*")]
+    assert len(pictures) == 10
+    for place in pictures:
+        expected = (tmp_path / "as it was" / place).read_bytes()
+        assert (tmp_path / "gdal" / place).read_bytes() == expected
+
+
 def test_several_combinations_may_be_named(raw: Path, tmp_path: Path) -> None:
     result = run(raw, "--out", tmp_path / "out", "--bands", "gne, RGB", "--jobs", 1)
     assert result.exit_code == 0, result.stderr
