@@ -20,8 +20,9 @@ RicesegError
 
 from __future__ import annotations
 
+import copyreg
 import errno
-from typing import Dict, Tuple
+from typing import Any, Dict, Tuple
 
 
 class RicesegError(Exception):
@@ -35,6 +36,10 @@ class UserError(RicesegError):
         self.got, self.expected, self.do = got, expected, do
         text = f"got {got}; expected {expected}; do this: {do}"
         super().__init__(" ".join(text.split()))
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        """So that it travels between processes; as it is, pickle calls the class with the text."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class CheckpointError(UserError):

@@ -59,9 +59,7 @@ def segment_images(
     OutputError, and ConfigError for what `fused` does not go with.
     """
     found = bundle_from_folder(bundle)
-    items, left_out = items_from(images, found)
-    if options.fused:
-        check_fused(items, found, options.mode)
+    items, left_out = items_to_segment(images, found, options)
     skipped = list(left_out)
     written = 0
     with (
@@ -79,6 +77,16 @@ def segment_images(
                 skipped.append(f"{item.title}: {error}")
             progress.advance(done, len(items))
     return written, skipped
+
+
+def items_to_segment(
+    images: Path, bundle: Bundle, options: SegmentOptions
+) -> tuple[tuple[SegmentItem, ...], tuple[str, ...]]:
+    """What `items_from` finds; ConfigError, too, for what `fused` does not go with."""
+    items, left_out = items_from(images, bundle)
+    if options.fused:
+        check_fused(items, bundle, options.mode)
+    return items, left_out
 
 
 def segment_one(

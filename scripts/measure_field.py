@@ -157,23 +157,24 @@ def measured_time(folder: Path, bundle: Path | None, side: int, runs: int) -> di
     }
 
 
+def in_a_process(*arguments: object) -> tuple[list[str], float]:
+    """What this script, run with `arguments`, prints, and the seconds that it took."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    started = time.perf_counter()
+    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split(), time.perf_counter() - started
+
+
 def measured_memory(folder: Path, width: int, height: int, outputs: int) -> dict[str, Any]:
     """The largest resident memory of a process of its own."""
     source = write_constant(folder / "wide.tif", width, height)
     graph = cheap_network(folder / "cheap.onnx", outputs)
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, __file__, "--run", str(source), str(graph), str(outputs)],
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    (peak_mb,), seconds = in_a_process("--run", source, graph, outputs)
     return {
         "outputs": outputs,
         "hw": [height, width],
-        "seconds": time.perf_counter() - started,
-        "peak_gib": float(done.stdout) * 1e6 / 2**30,
+        "seconds": seconds,
+        "peak_gib": float(peak_mb) * 1e6 / 2**30,
     }
 
 
@@ -198,21 +199,13 @@ def write_labels(path: Path, width: int, height: int) -> Path:
 def measured_polygons(folder: Path, width: int, height: int) -> dict[str, Any]:
     """Seconds and the largest resident memory of a process of its own."""
     labels = write_labels(folder / "patches.tif", width, height)
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, __file__, "--polygons", str(labels)],
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    polygons, cuts, peak_mb = done.stdout.split()
+    (polygons, cuts, peak_mb), seconds = in_a_process("--polygons", labels)
     return {
         "hw": [height, width],
         "polygons": int(polygons),
         "cuts": int(cuts),
         "geojson_mb": labels.with_suffix(".geojson").stat().st_size / 1e6,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "peak_gib": float(peak_mb) * 1e6 / 2**30,
     }
 

@@ -163,7 +163,7 @@ def test_a_scene_of_which_every_worker_dies_is_left_out_alone(
     outcomes = outcomes_beside(trap, tasks, settings)
     failed = [outcome for outcome in outcomes if isinstance(outcome, FailedScene)]
     assert [outcome.name for outcome in failed] == [tasks[5].scene.name]
-    assert "whose process was killed 2 times" in str(failed[0].as_error())
+    assert "whose process was killed 2 times" in str(failed[0].error)
     assert sorted(outcome.name for outcome in outcomes) == [task.scene.name for task in tasks]
 
 

@@ -246,10 +246,10 @@ def test_an_error_comes_back_with_its_three_parts(tmp_path: Path) -> None:
     def refuse(item: str) -> None:
         raise ImageError(item, expected="a photo", do="take another")
 
-    error = answer(Worker(lambda: refuse, tmp_path), "벼.tif").as_error()
+    error = answer(Worker(lambda: refuse, tmp_path), "벼.tif").error
     assert isinstance(error, ImageError)
     assert str(error) == "got 벼.tif; expected a photo; do this: take another"
-    fault = answer(Worker(lambda: abs, tmp_path), "text").as_error()
+    fault = answer(Worker(lambda: abs, tmp_path), "text").error
     assert isinstance(fault, RuntimeError)
     assert "Traceback" in str(fault)
 
@@ -262,7 +262,7 @@ def test_an_item_that_workers_died_of_is_not_tried_again(tmp_path: Path) -> None
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
-    error = answer(Worker(lambda: abs, tmp_path / "elsewhere/mark"), -1).as_error()
+    error = answer(Worker(lambda: abs, tmp_path / "elsewhere/mark"), -1).error
     assert isinstance(error, ClusterError)
     assert "which does not see" in str(error)
     assert str(tmp_path / "elsewhere") in str(error)

@@ -188,14 +188,23 @@ def test_ctrl_c_ends_it_with_its_workers_and_keeps_what_is_finished(
 # --- nodes that are lost --------------------------------------------------------------------------
 
 
-def test_a_node_that_is_lost_leaves_no_scene_out_and_none_comes_twice(
+@contextlib.contextmanager
+def at_work_on_two_nodes(
     raw: Path, tmp_path: Path
-) -> None:
+) -> Iterator[tuple[Cluster, subprocess.Popen[str]]]:
+    """A cluster of this test alone, each of whose nodes is in the middle of a scene."""
     with (
         running_cluster({"num_cpus": 1}, {"num_cpus": 1}) as cluster,
         preparing(raw, tmp_path, cluster.environment, cluster.address) as process,
     ):
         until_held(tmp_path, process)
+        yield cluster, process
+
+
+def test_a_node_that_is_lost_leaves_no_scene_out_and_none_comes_twice(
+    raw: Path, tmp_path: Path
+) -> None:
+    with at_work_on_two_nodes(raw, tmp_path) as (cluster, process):
         cluster.kill(1)
         let_go(tmp_path)
         code, _, stderr = ended(process)
@@ -208,11 +217,7 @@ def test_a_node_that_is_lost_leaves_no_scene_out_and_none_comes_twice(
 def test_a_head_that_is_lost_ends_the_run_which_goes_on_without_it(
     raw: Path, tmp_path: Path
 ) -> None:
-    with (
-        running_cluster({"num_cpus": 1}, {"num_cpus": 1}) as cluster,
-        preparing(raw, tmp_path, cluster.environment, cluster.address) as process,
-    ):
-        until_held(tmp_path, process)
+    with at_work_on_two_nodes(raw, tmp_path) as (cluster, process):
         until_kept(tmp_path)
         before = time.monotonic()
         cluster.kill(0)

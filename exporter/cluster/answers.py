@@ -82,7 +82,7 @@ def _answers(
             seen.add(index)
             result = pickle.loads(row["answer"])
             if isinstance(result, Failure):
-                raise result.as_error()
+                raise result.error
             lost = lost + 1 if isinstance(result, Lost) else 0
             if lost == MAX_LOST_IN_A_ROW:
                 raise ClusterError(

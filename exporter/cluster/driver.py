@@ -25,7 +25,7 @@ from engines.errors import ClusterError, UserError
 from exporter.child_process import ctrl_c_held_back, end_with_parent
 from exporter.cluster.address import not_connected, ray_package, refusal
 from exporter.cluster.answers import answers_of_workers
-from exporter.cluster.worker import Failure, RemoteError
+from exporter.cluster.worker import RemoteError
 
 HEAD_SECONDS = 30.0  # for which its port may be silent
 _LOOK_SECONDS = 2.0
@@ -49,7 +49,7 @@ def results_of_driver(address: str, work: bytes) -> Iterator[tuple[int, Any]]:
             if kind == "result":
                 yield value
             elif kind == "failure":
-                raise value.as_error()
+                raise value
             else:
                 sys.stderr.write(value)
     finally:
@@ -108,12 +108,10 @@ def _drive(sender: Connection, address: str, work: bytes) -> None:
             for answer in answers_of_workers(ray, address, *pickle.loads(work)):
                 said.send("result", answer)
         said.send("end", None)
-    except UserError as error:
-        said.send("failure", Failure.of(error))
-    except RemoteError as error:
-        said.send("failure", Failure(None, str(error)))
+    except (UserError, RemoteError) as error:
+        said.send("failure", error)
     except Exception:
-        said.send("failure", Failure(None, traceback.format_exc()))
+        said.send("failure", RemoteError(traceback.format_exc()))
 
 
 class _Said(io.TextIOBase):

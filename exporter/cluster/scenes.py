@@ -8,7 +8,7 @@ import io
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from engines.bundle import bundle_from_folder
@@ -25,8 +25,14 @@ from exporter.prepare.scene import (
     prepare_scene,
     scene_that_kills,
 )
-from exporter.segment_inputs import SegmentItem, check_fused, items_from
-from exporter.segmentation import SegmentOptions, folders_in, opened_segmenter, segment_one
+from exporter.segment_inputs import SegmentItem
+from exporter.segmentation import (
+    SegmentOptions,
+    folders_in,
+    items_to_segment,
+    opened_segmenter,
+    segment_one,
+)
 
 
 def outcomes_on_ray(
@@ -88,18 +94,6 @@ def _enter(folder: str | None) -> None:
 # --- segment --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Bad:
-    """What cannot be read: an ImageError as it travels."""
-
-    got: str
-    expected: str
-    do: str
-
-    def as_error(self) -> ImageError:
-        return ImageError(self.got, expected=self.expected, do=self.do)
-
-
 def segment_on_ray(
     address: str,
     bundle: Path,
@@ -116,9 +110,7 @@ def segment_on_ray(
     """
     check_address(address)
     found = bundle_from_folder(bundle)
-    items, left_out = items_from(images, found)
-    if options.fused:
-        check_fused(items, found, options.mode)
+    items, left_out = items_to_segment(images, found, options)
     files = [file for item in items for file in _files(item)]
     begin = functools.partial(_segmenting, bundle, out, options, _folder_for([bundle, out, *files]))
     results = results_on_ray(address, items, Spread(begin, out, gpus=options.runtime != "onnx"))
@@ -130,10 +122,10 @@ def segment_on_ray(
     ):
         for done, (index, answer) in enumerate(results, start=1):
             if answer is not None:
-                bad = _died(items[index]) if isinstance(answer, Lost) else answer
+                error = _died(items[index]) if isinstance(answer, Lost) else answer
                 if not options.skip_bad:
-                    raise bad.as_error()
-                skipped[index] = f"{items[index].title}: {bad.as_error()}"
+                    raise error
+                skipped[index] = f"{items[index].title}: {error}"
             progress.advance(done, len(items))
     return len(items) - len(skipped), [*left_out, *(skipped[index] for index in sorted(skipped))]
 
@@ -144,25 +136,25 @@ def _files(item: SegmentItem) -> Iterable[Path]:
 
 def _segmenting(
     bundle: Path, out: Path, options: SegmentOptions, folder: str | None
-) -> Callable[[SegmentItem], _Bad | None]:
+) -> Callable[[SegmentItem], ImageError | None]:
     _enter(folder)
     quiet = PlainProgress(io.StringIO())
     found = bundle_from_folder(bundle)
     segmenter = opened_segmenter(bundle, found, replace(options, threads=1), quiet)
 
-    def segment(item: SegmentItem) -> _Bad | None:
+    def segment(item: SegmentItem) -> ImageError | None:
         try:
             segment_one(segmenter, item, out, options)
         except ImageError as error:
-            return _Bad(error.got, error.expected, error.do)
+            return error
         return None
 
     return segment
 
 
-def _died(item: SegmentItem) -> _Bad:
-    return _Bad(
+def _died(item: SegmentItem) -> ImageError:
+    return ImageError(
         f"{item.title}, of which {MAX_DEATHS} workers died",
-        "an image that memory suffices for",
-        "look at its size, or leave it out",
+        expected="an image that memory suffices for",
+        do="look at its size, or leave it out",
     )

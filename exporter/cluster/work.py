@@ -16,7 +16,7 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
-from engines.errors import OutputError
+from engines.errors import output_error
 from exporter.cluster.address import check_address, check_reachable, found_address, ray_package
 from exporter.cluster.answers import Item, Result, Spread, answers_of_workers
 from exporter.cluster.driver import results_of_driver
@@ -55,11 +55,8 @@ def _mark(shared: Path) -> Iterator[Path]:
     try:
         folder.mkdir()
     except OSError as error:
-        raise OutputError(
-            f"{folder.parent}: {error.strerror or error}",
-            expected="a folder that can be written to, and that all machines see",
-            do="choose another --out",
-        ) from error
+        expected = "a folder that can be written to, and that all machines see"
+        raise output_error(str(folder.parent), error, expected=expected) from error
     try:
         yield folder
     finally:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import ClusterError, MissingPackageError, UserError
+from engines.errors import ClusterError, UserError
 
 MAX_DEATHS = 2  # of workers that were at the same item
 
@@ -26,23 +26,9 @@ class RemoteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception as it travels: those of this project cannot be pickled."""
+    """In place of a result: what is to be raised where it is waited for."""
 
-    error: type[UserError] | None
-    got: str
-    expected: str = ""
-    do: str = ""
-
-    @classmethod
-    def of(cls, error: UserError) -> Failure:
-        # MissingPackageError is made of other words.
-        kind = UserError if isinstance(error, MissingPackageError) else type(error)
-        return cls(kind, error.got, error.expected, error.do)
-
-    def as_error(self) -> Exception:
-        if self.error is None:
-            return RemoteError(self.got)
-        return self.error(self.got, expected=self.expected, do=self.do)
+    error: Exception
 
 
 class Worker:
@@ -65,13 +51,13 @@ class Worker:
                 file.flush()
                 deaths = file.tell() - 1
         except OSError as error:
-            return Failure(
-                ClusterError,
+            unseen = ClusterError(
                 f"machine {socket.gethostname()!r}, which does not see {self._mark.parent} "
                 f"({error.strerror or error})",
-                "data and --out in folders that every machine of the cluster sees",
-                "put them into a folder that all machines mount under the same path",
+                expected="data and --out in folders that every machine of the cluster sees",
+                do="put them into a folder that all machines mount under the same path",
             )
+            return Failure(unseen)
         if deaths >= MAX_DEATHS:
             return Lost()
         try:
@@ -86,6 +72,6 @@ class Worker:
                 self._run = self._open()
             return self._run(item)
         except UserError as error:
-            return Failure.of(error)
+            return Failure(error)
         except Exception:
-            return Failure(None, traceback.format_exc())
+            return Failure(RemoteError(traceback.format_exc()))

@@ -34,8 +34,6 @@ COMMANDS = {
     "inspect": ("exporter.commands.inspect", "inspect"),
     "models": ("exporter.commands.models", "models"),
     "report": ("exporter.commands.report", "report"),
-}
-BOARD_COMMANDS = {
     "build": ("engines.commands.build", "COMMAND"),
     "bench": ("exporter.commands.bench", "COMMAND"),
     "trt-eval": ("engines.commands.trt_eval", "COMMAND"),
@@ -47,10 +45,10 @@ class ErrorsAsText(click.Group):
     """A user's mistake is one line and exit code 2; a failed gate is one line and exit code 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*self.commands, *COMMANDS, *BOARD_COMMANDS})
+        return sorted({*self.commands, *COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.commands and cmd_name in {**COMMANDS, **BOARD_COMMANDS}:
+        if cmd_name not in self.commands and cmd_name in COMMANDS:
             self.add_command(_loaded(cmd_name), cmd_name)
         return super().get_command(ctx, cmd_name)
 
@@ -96,11 +94,10 @@ def _errors_as_text() -> Iterator[None]:
 
 
 def _loaded(name: str) -> click.Command:
-    module, attribute = {**COMMANDS, **BOARD_COMMANDS}[name]
-    command: Any = getattr(importlib.import_module(module), attribute)
-    if name in COMMANDS:
-        found: click.Command = command
-        return found
+    module, attribute = COMMANDS[name]
+    command = getattr(importlib.import_module(module), attribute)
+    if isinstance(command, click.Command):
+        return command
     from exporter.commands.board import BoardCommand
 
     return BoardCommand(command)

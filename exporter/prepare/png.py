@@ -88,10 +88,8 @@ def _png(image: Image, compress: Compress) -> bytes:
     pieces = [_START, *_chunk(b"IHDR", header)]
     view = memoryview(packed)
     whole = len(packed) - len(packed) % _PIECE
-    start_of_whole, crc = struct.pack(">I", _PIECE) + b"IDAT", _CRC_OF_KIND[b"IDAT"]
     for start in range(0, whole, _PIECE):
-        piece = view[start : start + _PIECE]
-        pieces += (start_of_whole, piece, crc32(piece, crc).to_bytes(4, "big"))
+        pieces += _chunk(b"IDAT", view[start : start + _PIECE])
     last = packed[whole:] + rest
     for start in range(0, len(last), _PIECE):
         pieces += _chunk(b"IDAT", last[start : start + _PIECE])

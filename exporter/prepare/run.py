@@ -127,8 +127,8 @@ def _kept(making: _Making) -> Iterator[None]:
 
 def _left_out(failed: FailedScene, request: PrepareRequest) -> LeftOut:
     if failed.stop or request.strict:
-        raise failed.as_error()
-    return LeftOut(failed.name, str(failed.as_error()))
+        raise failed.error
+    return LeftOut(failed.name, str(failed.error))
 
 
 def _divided(

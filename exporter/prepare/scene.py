@@ -111,31 +111,21 @@ class FinishedScene:
 
 @dataclass(frozen=True)
 class FailedScene:
-    """A scene that cannot be used, and why; with `stop` none can be, since nothing can be written.
-
-    Not an exception, because those of this project cannot be pickled.
-    """
+    """A scene that cannot be used, and why; with `stop` none can be: nothing can be written."""
 
     name: str
-    error: type[UserError]
-    got: str
-    expected: str
-    do: str
+    error: UserError
     stop: bool = False
-
-    def as_error(self) -> UserError:
-        return self.error(self.got, expected=self.expected, do=self.do)
 
 
 def scene_that_kills(name: str, died: str) -> FailedScene:
     """A scene of which whoever did it died; `died` says how, after its name."""
-    return FailedScene(
-        name,
-        DatasetError,
+    error = DatasetError(
         f"scene {name}, {died}",
-        "a scene that memory suffices for",
-        "look at the size of its files, or leave it out",
+        expected="a scene that memory suffices for",
+        do="look at the size of its files, or leave it out",
     )
+    return FailedScene(name, error)
 
 
 Outcome = FinishedScene | FailedScene
@@ -165,9 +155,9 @@ def prepare_scene(task: SceneTask, settings: SceneSettings) -> Outcome:
                 return found
         finished = _made(task.scene, stamps, settings)
     except (OutputError, MissingPackageError) as error:
-        return _failed(name, error, stop=True)
+        return FailedScene(name, error, stop=True)
     except UserError as error:
-        return _failed(name, error)
+        return FailedScene(name, error)
     return replace(finished, part=task.known.part) if task.known is not None else finished
 
 
@@ -317,9 +307,3 @@ def _is_whole(path: Path, file: WrittenFile) -> bool:
         return crc32(path.read_bytes()) == file.crc32
     except OSError:
         return False
-
-
-def _failed(name: str, error: UserError, *, stop: bool = False) -> FailedScene:
-    # MissingPackageError is made of other words.
-    kind = UserError if isinstance(error, MissingPackageError) else type(error)
-    return FailedScene(name, kind, error.got, error.expected, error.do, stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from device_bundle import bundle_in
 
 from engines.commands.mistakes import exit_code_of
-from engines.errors import GateError, output_error
+from engines.cuda.status import StatusError
+from engines.errors import GateError, ImageError, MissingPackageError, output_error
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["build", "trt-eval", "bench", "report", "doctor"]
@@ -126,6 +128,21 @@ def test_what_ends_a_command_is_one_line(raised, code, said, capsys):
 
     assert exit_code_of(work) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImageError("벼.tif", expected="a photo", do="take another"),
+        MissingPackageError("ray", needed_for="--ray", extra="ray"),
+        StatusError("no device", code=100, expected="one", do="look for it"),
+    ],
+)
+def test_an_error_is_the_same_in_another_process(error):
+    there = pickle.loads(pickle.dumps(error))
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+    assert vars(there) == vars(error)
 
 
 @pytest.mark.parametrize(
