@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from band_files import Band, Value, doubles, measured, saved_band, shorts, text, tiff
 
+from engines.bands.composite import composite_from_bands, nodata_of_bands
 from engines.bands.files import bands_from_files, scene_of_band_file, scenes_in_folder
 from engines.bands.names import MicaSenseName, RawName, micasense_name, raw_band_name
+from engines.bands.recipe import BandRecipe
 from engines.bands.tiff import BandBytes
 from engines.errors import ConfigError, ImageError
 
@@ -290,8 +292,6 @@ LARGEST_BELOW = float(np.finfo(np.float32).min)
     ("dtype", "value", "tag"),
     [
         ("float32", -9999, "-9999"),
-        ("float32", np.nan, "nan"),
-        ("float32", np.nan, None),
         ("float32", -np.inf, "-inf"),
         ("float32", LARGEST_BELOW, "-3.40282346600000016e+38"),  # as GDAL writes it
         ("float64", float(np.finfo(np.float64).min), "-1.7976931348623157e+308"),
@@ -314,6 +314,23 @@ def test_what_a_file_calls_nodata_becomes_the_recipe_s(
     assert (bands[:3] == -10000).all()
     assert np.array_equal(bands[3:], band[3:].astype(np.float32))
     assert (bands_from_files(files, "G", nodata=-1.5)[:3] == -1.5).all()
+
+
+@pytest.mark.parametrize("tag", ["nan", None])
+def test_nan_stays_and_is_nodata_where_bands_are_used(tmp_path: Path, tag: str | None) -> None:
+    band = measured() + np.float32(1)
+    band[:3] = np.nan
+    changed = {42113: None if tag is None else text(tag)}
+    files = {"G": saved_band(tmp_path / "g.tif", band, changed=changed)}
+    bands = bands_from_files(files, "G")
+    assert np.array_equal(bands[:, :, 0], band, equal_nan=True)
+    recipe = BandRecipe("G")
+    assert np.array_equal(nodata_of_bands(bands, recipe), np.isnan(band))
+    measured_part = band[3:].astype(np.float64)
+    image = composite_from_bands(bands, recipe)[:, :, 0]
+    assert (image[:3] == 0).all()
+    low, high = measured_part.min(), measured_part.max()
+    assert np.abs(image[3:] - (measured_part - low) / (high - low) * 255).max() <= 0.501
 
 
 def test_integers_stay_integers_where_nodata_fits(tmp_path: Path) -> None:

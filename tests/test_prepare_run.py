@@ -192,10 +192,19 @@ def test_a_png_has_the_bytes_of_opencv_with_and_without_zlib_ng(
     }[kind].astype(np.uint8)
     written, expected = cv2.imencode(".png", image[:, :, ::-1].copy())
     assert written
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     assert png.fast_encoder() == "zlib-ng"
-    assert png.png_of_composite(image) == expected.tobytes()
+    assert png.png_of_composite(planes) == expected.tobytes()
     monkeypatch.setattr(png, "_compressor", lambda: None)
-    assert png.png_of_composite(image) == expected.tobytes()
+    assert png.png_of_composite(planes) == expected.tobytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_planes_become_an_image(count: int) -> None:
+    planes = np.random.default_rng(2).integers(0, 256, (count, 7, 9), np.uint8)
+    image = png.image_of_planes(planes)
+    assert image.flags.c_contiguous
+    assert np.array_equal(image, np.stack(list(planes), axis=2))
 
 
 def test_without_the_same_bytes_in_the_trial_opencv_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +212,8 @@ def test_without_the_same_bytes_in_the_trial_opencv_writes(monkeypatch: pytest.M
     png._compressor.cache_clear()
     try:
         assert png.fast_encoder() == ""
-        image = np.zeros((200, 200, 3), np.uint8)
-        assert png.png_of_composite(image) == b"another version of OpenCV"
+        planes = np.zeros((3, 200, 200), np.uint8)
+        assert png.png_of_composite(planes) == b"another version of OpenCV"
     finally:
         png._compressor.cache_clear()
 

@@ -100,20 +100,32 @@ def composite_from_bands(
     dtype, and without `limits` ImageError for a band that is all nodata, constant, infinite or,
     with norm "uint8", outside 0..255.
     """
+    planes = composite_planes(bands, recipe, limits)
+    image: Image = np.empty((*planes.shape[1:], planes.shape[0]), np.uint8)
+    for channel, plane in enumerate(planes):
+        image[:, :, channel] = plane
+    return image
+
+
+def composite_planes(
+    bands: BandsArray, recipe: BandRecipe, limits: Optional[BandLimits] = None
+) -> Image:
+    """The image of `composite_from_bands` channel by channel, (C, H, W); errors as there."""
     array = _checked(bands, recipe)
     whole = limits if limits is not None else limits_of_bands(array, recipe)
     _check_limits(whole, recipe)
-    height, width = array.shape[:2]
-    image: Image = np.empty((height, width, len(recipe.letters)), np.uint8)
-    for channel, letter in enumerate(recipe.channels):
+    planes: Image = np.empty((len(recipe.letters), *array.shape[:2]), np.uint8)
+    for target, letter in zip(planes, recipe.channels):
         index = recipe.letters.index(letter)
         # What is not measured may be anything.
         with np.errstate(invalid="ignore", over="ignore"):
             for rows, plane in _planes(array, index):
                 values = _stretched(plane, recipe, whole.low[index], whole.high[index])
                 # Its own limits leave nothing outside 0..255.
-                image[rows, :, channel] = values if limits is None else np.clip(values, *_FULL)
-    return image
+                target[rows] = values if limits is None else np.clip(values, *_FULL)
+                # Not measured becomes `low`. On bytes, that takes a tenth of the time on floats.
+                target[rows] *= _measured(plane, recipe)
+    return planes
 
 
 def nodata_of_bands(bands: BandsArray, recipe: BandRecipe) -> NDArray[np.bool_]:
@@ -128,21 +140,25 @@ def nodata_of_bands(bands: BandsArray, recipe: BandRecipe) -> NDArray[np.bool_]:
 
 
 def _stretched(plane: Plane, recipe: BandRecipe, low: float, high: float) -> Plane:
-    """Whole numbers, 0..255 within the limits; each step is rounded to float32, as in training."""
-    measured = plane >= 0  # not NaN either
+    """Whole numbers, 0..255 within the limits; each step is rounded to float32, as in training.
+
+    Anything where there is no measurement.
+    """
+    if recipe.norm != "chw_minmax":
+        return np.rint(plane)
+    smallest = np.float32(low)
+    values = plane - smallest
+    values /= np.float32(high) - smallest
+    values *= np.float32(255)
+    return np.rint(values, out=values)
+
+
+def _measured(plane: Plane, recipe: BandRecipe) -> NDArray[np.bool_]:
+    """Neither nodata nor NaN nor negative."""
+    measured = plane >= 0
     if recipe.nodata >= 0:
         measured &= plane != np.float32(recipe.nodata)
-    if recipe.norm == "chw_minmax":
-        smallest = np.float32(low)
-        values = plane - smallest
-        values /= np.float32(high) - smallest
-        values *= np.float32(255)
-        np.rint(values, out=values)
-    else:
-        values = np.rint(plane)
-    if not measured.all():
-        np.copyto(values, 0, where=~measured)  # which is what `low` becomes
-    return values
+    return measured
 
 
 def _replaced(plane: Plane, where: NDArray[np.bool_], value: np.float32) -> Plane:

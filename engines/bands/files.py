@@ -113,7 +113,8 @@ def bands_from_files(
     """The bands of a scene, (H, W, B) uint16 or float32, in the order of `letters`.
 
     `files` by letter; those of other letters are not opened. Each band lies in memory as one piece.
-    What a file itself calls nodata (GDAL's tag), and NaN, becomes `nodata`, -10000 without it.
+    What a file itself calls nodata (GDAL's tag) becomes `nodata`, -10000 without it; NaN, which is
+    nodata everywhere, stays.
     uint16 when all files are of 8 or 16 bits and call nothing nodata, or `nodata` fits.
     Raises ImageError for a missing band, bands of different size or georeference, which is found
     before a pixel is decoded, and as `read_band`.
@@ -149,7 +150,7 @@ def _stays_whole(page: TiffPage, nodata: float) -> bool:
 
 
 def _read_into(target: Any, band: _OpenBand, nodata: float) -> None:
-    """Fill (H, W) with the band, and with `nodata` where its file says so or has NaN."""
+    """Fill (H, W) with the band, and with `nodata` where its file says so."""
     values = pixels_of_page(band.file, band.where, band.page, target)
     empty: Any = None
     if band.page.nodata is not None:
@@ -161,9 +162,6 @@ def _read_into(target: Any, band: _OpenBand, nodata: float) -> None:
         target[...] = narrowed(values)
     if empty is not None:
         target[empty] = nodata
-    with np.errstate(invalid="ignore"):
-        if np.isnan(target.min()):
-            target[np.isnan(target)] = nodata
 
 
 def _check_fits(first: _OpenBand, band: _OpenBand) -> None:

@@ -33,12 +33,13 @@ _PIECE = 8192  # libpng's buffer: bytes of one IDAT chunk
 _LEAST_BYTES = 1 << 16
 
 
-def png_of_composite(image: Image) -> bytes:
-    """The file that `cv2.imwrite` makes with its defaults of RGB (H, W, 3) uint8, reversed to BGR.
+def png_of_composite(planes: Image) -> bytes:
+    """The file that `cv2.imwrite` makes with its defaults of the RGB image of (3, H, W) uint8.
 
     Raises MissingPackageError without OpenCV.
     """
     compress = _compressor()
+    image = image_of_planes(planes)
     if compress is None or image.size < _LEAST_BYTES or image.shape[1] == 1:
         return _png_by_opencv(image)
     return _png(image, compress)
@@ -58,6 +59,15 @@ def png_of_mask(mask: Labels, palette: Sequence[tuple[int, int, int]]) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG", compress_level=1)
     return file.getvalue()
+
+
+def image_of_planes(planes: Image) -> Image:
+    """(C, H, W) uint8 as (H, W, C); OpenCV does that in a tenth of numpy's time.
+
+    Raises MissingPackageError without OpenCV.
+    """
+    image: Image = opencv().merge(tuple(planes))
+    return image.reshape(*planes.shape[1:], len(planes))  # OpenCV leaves out an only channel.
 
 
 def opencv() -> Any:

@@ -149,6 +149,9 @@ def _begin(settings: SceneSettings, stop: Any) -> None:
         import cv2
 
         cv2.setNumThreads(1)
+    import numpy as np
+
+    np.empty(16 << 20, np.uint8)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.bands.composite import composite_from_bands
+from engines.bands.composite import composite_planes
 from engines.bands.files import bands_from_files
 from engines.bands.recipe import LETTERS, BandRecipe
 from engines.bands.tiff import BandBytes, BandFile
@@ -31,7 +31,7 @@ from engines.errors import (
 from exporter.prepare.checksum import crc32
 from exporter.prepare.labels_json import CLASS_OF_CODE, SceneLabels, scene_labels_from_json
 from exporter.prepare.masks import mask_from_polygons
-from exporter.prepare.png import png_of_composite, png_of_mask
+from exporter.prepare.png import image_of_planes, png_of_composite, png_of_mask
 from exporter.prepare.raw_layout import RawScene
 from exporter.prepare.rice_classes import PALETTE, RICE_CLASSES
 
@@ -168,19 +168,18 @@ def stamps_of_scene(scene: RawScene, letters: str) -> tuple[Stamp, ...]:
 
 
 def composites_from_bands(bands: Any, settings: SceneSettings) -> Iterator[Image]:
-    """(H, W, C) uint8 for each recipe; `bands` (H, W, B) in the order of `settings.letters`.
+    """(C, H, W) uint8 for each recipe; `bands` (H, W, B) in the order of `settings.letters`.
 
     A band is stretched by its own values alone, so once is enough for all recipes.
     """
     first = settings.recipes[0]
     if len(settings.recipes) == 1:
-        yield composite_from_bands(bands, first)
+        yield composite_planes(bands, first)
         return
     every = BandRecipe(settings.letters, first.norm, first.nodata)
-    stretched = composite_from_bands(bands, every)
+    stretched = composite_planes(bands, every)
     for recipe in settings.recipes:
-        channels = [every.channels.index(letter) for letter in recipe.channels]
-        yield np.ascontiguousarray(stretched[:, :, channels])
+        yield stretched[[every.channels.index(letter) for letter in recipe.channels]]
 
 
 def _made(scene: RawScene, stamps: tuple[Stamp, ...], settings: SceneSettings) -> FinishedScene:
@@ -193,8 +192,8 @@ def _made(scene: RawScene, stamps: tuple[Stamp, ...], settings: SceneSettings) -
     mask_file = png_of_mask(mask, PALETTE)
     files: list[WrittenFile] = []
     composites = composites_from_bands(bands, settings)
-    for (images, masks), image in zip(settings.folders, composites, strict=True):
-        data = _composite_file(image, settings.suffix)
+    for (images, masks), planes in zip(settings.folders, composites, strict=True):
+        data = _composite_file(planes, settings.suffix)
         files.append(_written(images, f"{scene.name}{settings.suffix}", data, settings))
         files.append(_written(masks, f"{scene.name}{MASK_SUFFIX}", mask_file, settings))
     pixels = _pixels_by_class(mask, labels)
@@ -228,27 +227,23 @@ def _pixels_by_class(mask: Labels, labels: SceneLabels) -> tuple[int, ...]:
     return tuple(pixels)
 
 
-def _composite_file(image: Image, suffix: str) -> bytes:
+def _composite_file(planes: Image, suffix: str) -> bytes:
     if suffix == ".png":
-        return png_of_composite(image)
+        return png_of_composite(planes)
     file = io.BytesIO()
     if suffix == ".npy":
-        np.save(file, image, allow_pickle=False)
+        np.save(file, image_of_planes(planes), allow_pickle=False)
         return file.getvalue()
-    return _tiff(image)
+    return _tiff(planes)
 
 
-def _tiff(image: Image) -> bytes:
+def _tiff(planes: Image) -> bytes:
     """RGB where there are three channels, as images are read; else a page for each channel."""
     import PIL.Image
 
     file = io.BytesIO()
-    if image.shape[2] == 3:
-        pages = [PIL.Image.fromarray(image)]
-    else:
-        pages = [
-            PIL.Image.fromarray(np.ascontiguousarray(page)) for page in np.moveaxis(image, 2, 0)
-        ]
+    images = [image_of_planes(planes)] if len(planes) == 3 else planes
+    pages = [PIL.Image.fromarray(image) for image in images]
     pages[0].save(
         file, "TIFF", compression="tiff_adobe_deflate", save_all=True, append_images=pages[1:]
     )
