@@ -150,7 +150,8 @@ def _stretched(plane: Plane, recipe: BandRecipe, low: float, high: float) -> Pla
     values = plane - smallest
     values /= np.float32(high) - smallest
     values *= np.float32(255)
-    return np.rint(values, out=values)
+    np.rint(values, out=values)
+    return values
 
 
 def _measured(plane: Plane, recipe: BandRecipe) -> NDArray[np.bool_]:

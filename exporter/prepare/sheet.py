@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from engines.bands.recipe import BandRecipe
 from engines.images import image_from_file, mask_from_file
 from engines.progress import Progress
 from exporter.prepare.places import Places
+from exporter.prepare.pool import cores
 from exporter.prepare.request import PrepareRequest
 from exporter.prepare.rice_classes import PALETTE, RICE_CLASSES
 from exporter.prepare.scene import FinishedScene, write_whole
@@ -107,12 +109,10 @@ def _sheet(
     fitting = lettering.fitted(title, sheet.width - 2 * MARGIN)
     draw.text((MARGIN, MARGIN), fitting, fill=_INK, font=lettering.font)
     _draw_legend(draw, 2 * MARGIN + LINE, lettering)
-    for index, cell in enumerate(cells):
+    for index, (cell, pictures) in enumerate(zip(cells, _pictures(cells, recipe), strict=True)):
         row, column = divmod(index, COLUMNS)
         left, upper = column * width + MARGIN, row * height + top
-        image = image_from_file(cell.image, channels=len(recipe.letters))
-        mask = np.array(PALETTE, np.uint8)[_smaller(mask_from_file(cell.mask))]
-        for place, picture in ((left, _smaller(_shown(image))), (left + SIDE + MARGIN, mask)):
+        for place, picture in zip((left, left + SIDE + MARGIN), pictures, strict=True):
             draw.rectangle((place, upper, place + SIDE - 1, upper + SIDE - 1), fill=_GROUND)
             small = Image.fromarray(picture)
             sheet.paste(
@@ -125,11 +125,28 @@ def _sheet(
     return sheet
 
 
+def _pictures(cells: Sequence[_Cell], recipe: BandRecipe) -> list[tuple[Picture, Picture]]:
+    """(h, w, 3) of each composite and its mask. Most of the time goes into decoding them."""
+
+    def pictures(cell: _Cell) -> tuple[Picture, Picture]:
+        image = image_from_file(cell.image, channels=len(recipe.letters))
+        colours = np.array(PALETTE, np.uint8)
+        return _shown(_smaller(image)), colours[_smaller(mask_from_file(cell.mask))]
+
+    with ThreadPoolExecutor(cores()) as threads:
+        return list(threads.map(pictures, cells))
+
+
 def _smaller(array: Picture) -> Picture:
     """At most `SIDE` on a side, by nearest pixel, which leaves indices what they are."""
-    small = Image.fromarray(array)
-    small.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST)
-    return np.asarray(small)
+    height, width = array.shape[:2]
+    step = max(1.0, max(height, width) / SIDE)
+    rows, columns = (
+        ((np.arange(max(1, round(size / step))) + 0.5) * step).astype(np.intp).clip(max=size - 1)
+        for size in (height, width)
+    )
+    small: Picture = array[rows[:, np.newaxis], columns]
+    return small
 
 
 def _shown(image: Picture) -> Picture:
