@@ -6,6 +6,7 @@ It is written beside the work so far, read back and compared, and then takes its
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import warnings
@@ -17,7 +18,7 @@ import numpy as np
 from engines.errors import ImageError, UserError
 from engines.field.geotiff import rasterio_package
 from engines.field.palette import NODATA, colormap_from_palette
-from engines.field.work import RASTER_NAME, Work, output_error
+from engines.field.work import RASTER_NAME, Work, not_written
 from engines.progress import Progress
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def write_labels_file(
         os.replace(partial, out)
     except (OSError, rasterio.errors.RasterioError, MemoryError) as error:
         _remove(partial)
-        raise output_error(out, _reason(work.folder, error)) from error
+        raise not_written(out, _reason(work.folder, error)) from error
     except UserError:
         _remove(partial)
         raise
@@ -126,9 +127,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(folder: Path, error: BaseException) -> str:
-    """The system's words or GDAL's, which often does not say that the disk is full."""
+def _reason(folder: Path, error: BaseException) -> OSError:
+    """The system's reason. Where GDAL gives none, as often when the disk is full, that it is."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     words = getattr(error, "strerror", None)
     if words is None:
         words = error if isinstance(error, OSError) else error.__cause__ or error
-    return f"{words} ({shutil.disk_usage(folder).free // 1_000_000} MB free there)"
+    free = shutil.disk_usage(folder).free // 1_000_000
+    return OSError(number or errno.ENOSPC, f"{words} ({free} MB free there)")

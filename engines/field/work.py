@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from engines.errors import ConfigError, OutputError
+from engines.errors import ConfigError, OutputError, output_error
 from engines.resize import Labels
 
 if TYPE_CHECKING:
@@ -302,14 +302,14 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise output_error(folder, error.strerror or str(error)) from error
+        raise not_written(folder, error) from error
 
 
-def output_error(path: Path, reason: str) -> OutputError:
+def not_written(path: Path, error: OSError) -> OutputError:
     """For a place that could not be written to; the work so far stays."""
-    return OutputError(
-        f"{str(path)!r}: {reason}",
-        expected="room for one byte a pixel, twice at most, and leave to write there",
-        do="free some space and repeat the command, which goes on where it was; or choose another "
-        "--out",
+    return output_error(
+        repr(str(path)),
+        error,
+        expected="room for one byte a pixel, twice at most",
+        do="choose another --out; the same command goes on where it stopped",
     )

@@ -26,7 +26,7 @@ from engines.trt.engine_header import (
     json_from_header,
     misfits,
 )
-from engines.trt.places import SUFFIX, output_error, replace_file
+from engines.trt.places import SUFFIX, not_written, replace_file
 
 __all__ = [
     "SUFFIX",
@@ -77,7 +77,7 @@ def write_engine(path: Union[str, os.PathLike[str]], header: EngineHeader, plan:
     try:
         replace_file(path, parts)
     except OSError as error:
-        raise output_error(path, error) from error
+        raise not_written(path, error) from error
     return FileInfo(path.name, whole.hexdigest(), _LENGTH.size + len(text) + len(plan))
 
 

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Iterable, Iterator, Optional
 
-from engines.errors import BundleError, ConfigError, GraphError, OutputError
+from engines.errors import BundleError, ConfigError, GraphError, OutputError, output_error
 from engines.trt.log import MessageLog
 
 SUFFIX = ".engine"
@@ -50,7 +50,7 @@ def check_places(onnx_path: Path, out_path: Path, timing_cache: Optional[Path]) 
             if _same_file(path, onnx_path):
                 raise _refused(path, "which is the ONNX file itself")
         except OSError as error:
-            raise output_error(path, error) from error
+            raise not_written(path, error) from error
         except ValueError as error:
             raise _refused(path, f"which is no path ({error})") from error
 
@@ -90,26 +90,9 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
             temporary.unlink()
 
 
-def output_error(path: Path, error: OSError) -> OutputError:
+def not_written(path: Path, error: OSError) -> OutputError:
     """What the system said of a file that could not be written, and what to do about it."""
-    expected, do = {
-        errno.ENAMETOOLONG: (
-            "a name that the file system takes, also with .failed.log at its end",
-            "give a shorter one",
-        ),
-        errno.EFBIG: (
-            "a file system and a limit that take a file of this size",
-            "raise the limit of a file's size (ulimit -f) and check the free space",
-        ),
-        errno.EEXIST: ("a new name or an older file to replace", "give another name"),
-    }.get(
-        error.errno or 0,
-        (
-            "a folder that can be written to",
-            "check that it exists, its permissions and the free space",
-        ),
-    )
-    return OutputError(f"{str(path)!r}: {error.strerror}", expected=expected, do=do)
+    return output_error(repr(str(path)), error, do="give another name")
 
 
 def made_folder(folder: Path) -> Path:
@@ -166,7 +149,7 @@ def build_log(out_path: Path) -> Iterator[MessageLog]:
     try:
         log = MessageLog(temporary)
     except OSError as error:
-        raise output_error(out_path, error) from error
+        raise not_written(out_path, error) from error
     log.kept_as = failed
     try:
         with log:
