@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from engines.bands.recipe import BandRecipe
+from exporter.fuse_bands import fused_with_bands
 from tests.tiny_models import (
     bands_model,
     bundle_document,
@@ -44,6 +46,24 @@ def band_bundle(
         record["fused_hw"] = list(hw)
     document = bundle_document(hw=hw, channels=channels, files=files)
     document["bands"] = {**GNE, **record}
+    return write_document(document, folder)
+
+
+def fused_bundle(
+    folder: Path, network_hw: tuple[int, int], *, step: int = 64, hw: tuple[int, int] | None = None
+) -> Path:
+    """GNE; the label is red edge // 64, and of the graph that takes bands red edge // `step`.
+
+    That one takes scenes of `hw`, else of the network's size.
+    """
+    hw = hw or network_hw
+    files = {}
+    recipe = BandRecipe("GNE")
+    fused = fused_with_bands(bands_model(network_hw, step=step), recipe, scene_hw=hw)
+    for key, model in (("fp32", bands_model(network_hw)), ("fp32_bands", fused)):
+        files[key] = file_entry(write_onnx(model, folder / f"{key}.onnx"), folder)
+    document = bundle_document(hw=network_hw, files=files)
+    document["bands"] = {**recipe.record(), "fused_hw": list(hw)}
     return write_document(document, folder)
 
 

@@ -23,7 +23,7 @@ from exporter.cluster.answers import Spread as RaySpread
 from exporter.cluster.work import results_on_ray
 from exporter.cluster.worker import MAX_DEATHS, Lost, Worker
 from exporter.commands.group import riceseg
-from tests.band_bundles import band_bundle, stretched
+from tests.band_bundles import band_bundle, fused_bundle, stretched
 from tests.five_band_scenes import WrittenScene, scene_name, write_data_set, write_scene
 from tests.ray_cluster import ROOT, Cluster, running_cluster
 
@@ -145,6 +145,20 @@ def test_segment_writes_what_one_process_does_and_opens_the_bundle_once_in_each_
     np.testing.assert_array_equal(labels, stretched(scenes[8].bands["E"]) // 64)
     opened = [name.split("-")[1] for name in noted(tmp_path / "notes", "opened")]
     assert len(opened) == len(set(opened)) <= 3  # two workers, and one in place of the killed
+
+
+def test_fused_graphs_run_in_the_workers(cluster: Cluster, tmp_path: Path) -> None:
+    bundle = fused_bundle(tmp_path / "bundle", HW, step=32)
+    scenes = [write_scene(tmp_path / "in", number, hw=HW) for number in range(6)]
+    arguments = ["segment", bundle, tmp_path / "in", "--fused", "--out"]
+    alone = here(*arguments, tmp_path / "alone")
+    assert alone.exit_code == 0, alone.stderr
+    done = on_cluster(cluster, tmp_path / "notes", *arguments, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+    for scene in scenes:
+        labels = np.asarray(Image.open(tmp_path / "out/labels" / f"{scene.name}.png"))
+        np.testing.assert_array_equal(labels, stretched(scene.bands["E"]) // 32)
 
 
 def test_a_bad_scene_stops_segment_with_the_message_of_one_process(

@@ -14,22 +14,15 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.bands.recipe import BandRecipe
 from engines.bundle import bundle_from_folder
 from engines.segmenter import Segmenter
 from exporter.commands.group import riceseg
-from exporter.fuse_bands import fused_with_bands
 from exporter.segment_inputs import SegmentItem, items_from
 from exporter.segmentation import SegmentOptions, folders_in, segment_one
-from tests.band_bundles import band_bundle, reflectances, stretched
+from tests.band_bundles import band_bundle, fused_bundle, reflectances, stretched
 from tests.five_band_scenes import scene_name, write_band, write_data_set, write_scene
 from tests.tiny_models import (
-    bands_model,
-    bundle_document,
-    file_entry,
     tiny_bundle,
-    write_document,
-    write_onnx,
 )
 
 HW = (24, 32)
@@ -245,21 +238,9 @@ def test_a_network_of_one_band_takes_single_files(tmp_path: Path) -> None:
 # --- graphs that compose by themselves ------------------------------------------------------------
 
 
-def fused_bundle(folder: Path, *, step: int = 64, hw: tuple[int, int] = HW) -> Path:
-    """GNE; the label is red edge // 64, and of the graph that takes bands red edge // `step`."""
-    files = {}
-    recipe = BandRecipe("GNE")
-    fused = fused_with_bands(bands_model(HW, step=step), recipe, scene_hw=hw)
-    for key, model in (("fp32", bands_model(HW)), ("fp32_bands", fused)):
-        files[key] = file_entry(write_onnx(model, folder / f"{key}.onnx"), folder)
-    document = bundle_document(hw=HW, files=files)
-    document["bands"] = {**recipe.record(), "fused_hw": list(hw)}
-    return write_document(document, folder)
-
-
 def test_graphs_that_take_bands_give_the_labels_of_the_others(tmp_path: Path) -> None:
     scenes = [write_scene(tmp_path / "in", number, hw=HW) for number in range(2)]
-    bundle = fused_bundle(tmp_path / "bundle")
+    bundle = fused_bundle(tmp_path / "bundle", HW)
     for out, options in (("plain", ()), ("fused", ("--fused",))):
         result = segment(bundle, tmp_path / "in", tmp_path / out, *options)
         assert result.exit_code == 0, result.stderr
@@ -277,7 +258,7 @@ def test_graphs_that_take_bands_give_the_labels_of_the_others(tmp_path: Path) ->
 def test_fused_runs_the_graph_that_takes_bands(tmp_path: Path, overlay: str) -> None:
     scene = write_scene(tmp_path / "in", 0, hw=HW)
     np.save(tmp_path / "in.npy", np.stack([scene.bands[letter] for letter in "GNE"], axis=2))
-    bundle = fused_bundle(tmp_path / "bundle", step=32)
+    bundle = fused_bundle(tmp_path / "bundle", HW, step=32)
     for source, name in ((tmp_path / "in", scene.name), (tmp_path / "in.npy", "in")):
         result = segment(bundle, source, tmp_path / "out", "--fused", overlay)
         assert result.exit_code == 0, result.stderr
@@ -292,7 +273,7 @@ def test_what_fused_does_not_go_with_is_told_before_anything_is_opened(
     write_scene(tmp_path / "in", 0, hw=HW)
     (tmp_path / "photos").mkdir()
     Image.new("RGB", HW).save(tmp_path / "photos/a.png")
-    fused = fused_bundle(tmp_path / "fused")
+    fused = fused_bundle(tmp_path / "fused", HW)
     for path in fused.glob("*.onnx"):
         path.write_bytes(b"?" * path.stat().st_size)
     for arguments, message in (
@@ -312,7 +293,7 @@ def test_scenes_that_do_not_go_with_fused_are_left_out_or_stop_the_run(tmp_path:
     write_scene(tmp_path / "in", 0, hw=(24, 40))
     write_band(scenes[1].files["N"], np.full(HW, -10000.0, np.float32))
     write_band(scenes[2].files["G"], np.full(HW, 0.5, np.float32))
-    bundle = fused_bundle(tmp_path / "bundle")
+    bundle = fused_bundle(tmp_path / "bundle", HW)
     line = error_line(segment(bundle, tmp_path / "in", tmp_path / "stopped", "--fused"))
     assert f"scene {scenes[0].name}: 40x24 pixels with --fused; expected 32x24" in line
     options = ("--fused", "--no-overlay", "--skip-bad")
@@ -328,7 +309,7 @@ def test_scenes_that_do_not_go_with_fused_are_left_out_or_stop_the_run(tmp_path:
 def test_an_array_file_that_is_an_image_stops_fused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((*HW, 3), np.uint8))
     line = error_line(
-        segment(fused_bundle(tmp_path / "b"), tmp_path / "a.npy", tmp_path / "out", "--fused")
+        segment(fused_bundle(tmp_path / "b", HW), tmp_path / "a.npy", tmp_path / "out", "--fused")
     )
     assert "a.npy: an image with --fused" in line
 
