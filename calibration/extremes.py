@@ -21,12 +21,15 @@ def add_extremes(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[str, .
     The third, the sum, is there to find NaN: ONNX Runtime 1.31's ReduceMax and ReduceMin missed it
     in half of the positions tried, its ReduceSum in none.
     """
-    outputs = []
+    outputs, nodes = [], []
     for index, tensor in enumerate(tensors):
         for op in _OPS:
-            output = f"extremes_{op}_{index}"
-            model.graph.node.append(helper.make_node(op, [tensor], [output], keepdims=0))
-            outputs.append(output)
+            outputs.append(f"extremes_{op}_{index}")
+            nodes.append(helper.make_node(op, [tensor], [outputs[-1]], keepdims=0))
+    # The last node first. ONNX Runtime (1.31) does what the last node of a graph needs before all
+    # else, so the reductions of early tensors would wait until every tensor is in memory:
+    # SegFormer-B5, 512x512, 1,988 tensors: 4.1 GiB in place of 0.2, and 1.6 s in place of 1.0.
+    model.graph.node.extend(reversed(nodes))
     return tuple(outputs)
 
 
