@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from small_graphs import block_model, model_from_text, random_images
@@ -60,3 +64,44 @@ def test_a_sampled_tensor_is_seen_on_the_first_images_alone() -> None:
     images = [np.full((1, 1, 1), value, dtype=np.uint8) for value in values]
     watched = watch_images(model, images, counted=(), reduced=("x",), sampled=("twice",))
     assert watched.extremes == {"x": (40.0, 255.0), "twice": (80.0, 2.0 * (40 + 31))}
+
+
+# A chain of 150 tensors of 3 MB each. MiB that it takes to see an image, at the most of the time.
+CHAIN = """
+import re
+import numpy as np, onnx
+from calibration.watch import watch_images
+
+def most():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+
+nodes = "".join(f"x{i} = {op} (x{i - 1}) " for i, op in zip(range(1, 151), ("Sin", "Cos") * 75))
+model = onnx.parser.parse_model(
+    '<ir_version: 8, opset_import: ["" : 17]> g (uint8[1, 512, 512, 3] image) => '
+    "(float[1, 512, 512, 3] x150) { x0 = Cast <to = 1> (image) " + nodes + "}"
+)
+tensors = [f"x{i}" for i in range(151)]
+before = 0
+
+def images():
+    global before
+    before = most()
+    yield np.full((512, 512, 3), 1, np.uint8)
+
+extremes = watch_images(model, images(), counted=(), reduced=tensors).extremes
+print(most() - before, extremes["x1"][0], extremes["x2"][1])
+"""
+
+
+def test_tensors_that_are_reduced_do_not_wait_for_one_another() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", CHAIN],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    megabytes, sine, cosine = map(float, run.stdout.split())
+    assert abs(sine - math.sin(1)) < 1e-6
+    assert abs(cosine - math.cos(math.sin(1))) < 1e-6
+    assert megabytes < 100  # all of them together have 450
