@@ -27,6 +27,7 @@ FILE_NAME = "sheet.png"
 SCENES_PER_CLASS = 2  # of each part
 COLUMNS = 4
 SIDE = 160  # pixels of a picture; a scene shows two beside each other
+MAX_THREADS = 4  # each has a whole scene in memory
 TEXT_SIZE, LINE, MARGIN = 12, 17, 6
 _PAPER, _INK, _FAINT, _GROUND = (255, 255, 255), (20, 20, 20), (110, 110, 110), (236, 236, 236)
 
@@ -133,7 +134,7 @@ def _pictures(cells: Sequence[_Cell], recipe: BandRecipe) -> list[tuple[Picture,
         colours = np.array(PALETTE, np.uint8)
         return _shown(_smaller(image)), colours[_smaller(mask_from_file(cell.mask))]
 
-    with ThreadPoolExecutor(cores()) as threads:
+    with ThreadPoolExecutor(min(MAX_THREADS, cores())) as threads:
         return list(threads.map(pictures, cells))
 
 
