@@ -95,7 +95,10 @@ _BY_REASON: Dict[int, Tuple[str, str]] = {
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: ("a file system that can be written to", "{do}"),
     errno.EEXIST: ("a new name, or an older file to replace", "{do}"),
-    errno.EFBIG: ("a file system and a limit (ulimit -f) that allow files of this size", "{do}"),
+    errno.EFBIG: (
+        "a file system and a limit (ulimit -f) that allow files of this size",
+        "raise that limit and check the free space, or {do}",
+    ),
     errno.ENOSPC: _FULL,
     getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,  # not on every system
 }

@@ -21,9 +21,7 @@ from exporter.segment_inputs import SegmentItem, items_from
 from exporter.segmentation import SegmentOptions, folders_in, segment_one
 from tests.band_bundles import band_bundle, fused_bundle, reflectances, stretched
 from tests.five_band_scenes import scene_name, write_band, write_data_set, write_scene
-from tests.tiny_models import (
-    tiny_bundle,
-)
+from tests.tiny_models import tiny_bundle
 
 HW = (24, 32)
 REDEDGE = Path(__file__).parent / "data" / "rededge"

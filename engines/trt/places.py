@@ -92,7 +92,7 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
 
 def not_written(path: Path, error: OSError) -> OutputError:
     """What the system said of a file that could not be written, and what to do about it."""
-    return output_error(repr(str(path)), error, do="give another name")
+    return output_error(repr(str(path)), error, do="choose another place, whose folder exists")
 
 
 def made_folder(folder: Path) -> Path:

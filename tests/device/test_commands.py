@@ -153,7 +153,11 @@ def test_an_error_is_the_same_in_another_process(error):
         (errno.EROFS, "a file system that can be written to", "go elsewhere"),
         (errno.ENOSPC, "room for it", "free some space, or go elsewhere"),
         (errno.EDQUOT, "room for it", "free some space, or go elsewhere"),
-        (errno.EFBIG, "a file system and a limit (ulimit -f)", "go elsewhere"),
+        (
+            errno.EFBIG,
+            "a file system and a limit (ulimit -f)",
+            "raise that limit and check the free space, or go elsewhere",
+        ),
         (errno.EEXIST, "a new name, or an older file to replace", "go elsewhere"),
         (errno.ENOTDIR, "a folder", "go elsewhere"),
     ],

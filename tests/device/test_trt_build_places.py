@@ -18,7 +18,7 @@ from engines.trt.api import tensorrt_from_module
 from engines.trt.build import AS_WRITTEN, BuildOptions, engine_from_bundle, engine_from_onnx
 from engines.trt.bundle_engine import _opened_lock
 from engines.trt.engine_file import header_from_engine
-from engines.trt.places import replace_file
+from engines.trt.places import not_written, replace_file
 
 ONNX = b"\x08\x08" + bytes(100)
 LOG = "fp16-trt10.3.0-sm87.log"
@@ -168,6 +168,12 @@ def test_a_name_that_cannot_be_made_is_refused_before_the_build(folder):
         build(folder / "model.onnx", folder / ("a" * 249 + ".engine"), on_build=never)
     long = folder / ("a" * 237 + ".engine")  # with .calibration.cache it has 255 bytes
     assert build(folder / "model.onnx", long)[0].path.is_file()
+
+
+def test_a_file_that_is_too_large_is_explained():
+    shown = str(not_written("a.engine", OSError(errno.EFBIG, "File too large")))
+    assert "ulimit -f" in shown
+    assert "free space" in shown
 
 
 def test_a_write_that_fails_keeps_the_old_file_and_nothing_else(tmp_path):
